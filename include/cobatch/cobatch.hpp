@@ -1,0 +1,16 @@
+#pragma once
+
+/// All of cobatch. Each header also stands alone.
+
+#include <cobatch/batch_options.hpp>
+#include <cobatch/batch_predict.hpp>
+#include <cobatch/error.hpp>
+#include <cobatch/executor.hpp>
+#include <cobatch/expected.hpp>
+#include <cobatch/run_loop.hpp>
+#include <cobatch/semaphore.hpp>
+#include <cobatch/simulation.hpp>
+#include <cobatch/sync_wait.hpp>
+#include <cobatch/task.hpp>
+#include <cobatch/thread_pool.hpp>
+#include <cobatch/version.hpp>

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
+#define COBATCH_EXCEPTIONS 1
+#else
+#define COBATCH_EXCEPTIONS 0
+#endif
+
+#if !defined(__cpp_impl_coroutine) || __cplusplus < 202002L
+#error "cobatch needs C++20 with coroutines: compile with -std=c++20 or newer (GCC 12+, Clang 16+)"
+#endif
+
+#if __has_include(<version>)
+#include <version>
+#endif
+#if defined(_LIBCPP_VERSION) && !defined(__cpp_lib_jthread)
+#error "cobatch needs std::stop_token: with libc++ before version 20 compile and link with -fexperimental-library"
+#endif
+
+#if COBATCH_EXCEPTIONS
+#include <exception>
+#endif
+
+namespace cobatch::detail {
+
+/// Ends the program with a message: what a violated precondition, or a throw without exceptions, comes to.
+[[noreturn]] inline void fail(const char* message) noexcept {
+  std::fprintf(stderr, "cobatch: %s\n", message);
+  std::abort();
+}
+
+/// `throw Exception(message)`; without exceptions, fail(message).
+template <class Exception>
+[[noreturn]] inline void throw_or_fail(const char* message) {
+#if COBATCH_EXCEPTIONS
+  throw Exception(message);
+#else
+  fail(message);
+#endif
+}
+
+/// `body()`, and `on_exception()` inside the handler of whatever it throws. Without exceptions just `body()`.
+template <class Body, class OnException>
+inline decltype(auto) guarded(Body&& body, [[maybe_unused]] OnException&& on_exception) {
+#if COBATCH_EXCEPTIONS
+  try {
+    return std::forward<Body>(body)();
+  } catch (...) {
+    return std::forward<OnException>(on_exception)();
+  }
+#else
+  return std::forward<Body>(body)();
+#endif
+}
+
+}  // namespace cobatch::detail

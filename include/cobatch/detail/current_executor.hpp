@@ -1,0 +1,65 @@
+#pragma once
+
+#include <atomic>
+#include <coroutine>
+#include <cstddef>
+
+namespace cobatch::detail {
+
+/// What is known of an executor type once the type is erased.
+struct executor_table {
+  /// Queues the handle; false: refused, the handle was not taken.
+  bool (*execute)(void* executor, std::coroutine_handle<> handle) noexcept;
+  /// The loop's name where a blocked thread means a stuck loop ("a thread_pool worker"), else null.
+  const char* blocks;
+};
+
+/// A non-owning reference to an executor of any type; empty where there is none.
+class executor_ref {
+ public:
+  constexpr executor_ref() noexcept = default;
+  constexpr executor_ref(void* object, const executor_table* table) noexcept : object_(object), table_(table) {}
+
+  explicit constexpr operator bool() const noexcept { return table_ != nullptr; }
+  constexpr bool refers_to(const void* object) const noexcept { return table_ != nullptr && object_ == object; }
+  constexpr const char* blocks() const noexcept { return table_ ? table_->blocks : nullptr; }
+
+  bool execute(std::coroutine_handle<> handle) const noexcept { return table_->execute(object_, handle); }
+
+ private:
+  void* object_ = nullptr;
+  const executor_table* table_ = nullptr;
+};
+
+/// The executor whose loop runs on this thread right now, for whoever must come back to it later.
+inline thread_local constinit executor_ref this_thread_executor{};
+
+inline executor_ref current_executor() noexcept { return this_thread_executor; }
+
+/// Its worker's number plus one in a pool; 0: not asked for yet.
+inline thread_local constinit std::size_t this_thread_number_plus_one = 0;
+
+/// A small number, different for most threads that run at the same time: for choosing a place that others rarely choose.
+inline std::size_t this_thread_number() noexcept {
+  static constinit std::atomic<std::size_t> next{0};  // any value will do: orders nothing
+  if (this_thread_number_plus_one == 0) {
+    this_thread_number_plus_one = next.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+  return this_thread_number_plus_one - 1;
+}
+
+/// While it lives, this thread runs the loop of `executor`. Scopes nest.
+class executor_scope {
+ public:
+  explicit executor_scope(executor_ref executor) noexcept : outer_(this_thread_executor) {
+    this_thread_executor = executor;
+  }
+  executor_scope(const executor_scope&) = delete;
+  executor_scope& operator=(const executor_scope&) = delete;
+  ~executor_scope() { this_thread_executor = outer_; }
+
+ private:
+  executor_ref outer_;
+};
+
+}  // namespace cobatch::detail

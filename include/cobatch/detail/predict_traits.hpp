@@ -1,0 +1,55 @@
+#pragma once
+
+#include <stop_token>
+#include <type_traits>
+
+#include <cobatch/detail/awaitable.hpp>
+
+namespace cobatch::detail {
+
+/// What one call of predict takes and gives: all that the engine needs to know of its type.
+template <class Predict, class Reference>
+struct predict_traits {
+ private:
+  template <class Argument>
+  static constexpr bool accepts =
+      std::is_invocable_v<Predict&, Argument> || std::is_invocable_v<Predict&, Argument, std::stop_token>;
+
+  using rvalue = std::remove_reference_t<Reference>&&;
+
+ public:
+  /// The sample is offered as an lvalue; only a predict that takes move-only samples by value gets an rvalue.
+  using argument = std::conditional_t<accepts<Reference>, Reference, rvalue>;
+
+  static_assert(accepts<argument>,
+                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token)");
+
+  static constexpr bool takes_token = std::is_invocable_v<Predict&, argument, std::stop_token>;
+
+ private:
+  static auto call_result() {
+    if constexpr (takes_token) {
+      return std::type_identity<std::invoke_result_t<Predict&, argument, std::stop_token>>{};
+    } else {
+      return std::type_identity<std::invoke_result_t<Predict&, argument>>{};
+    }
+  }
+
+  template <class Raw>
+  static auto awaited_result() {
+    if constexpr (awaitable<Raw>) {
+      return std::type_identity<await_result<Raw>>{};
+    } else {
+      return std::type_identity<Raw>{};
+    }
+  }
+
+ public:
+  /// What the call returns: a value, or an awaitable of one.
+  using raw = typename decltype(call_result())::type;
+  static constexpr bool is_awaitable = awaitable<raw>;
+  /// What a sample comes to: V of the contract.
+  using value = std::remove_cvref_t<typename decltype(awaited_result<raw>())::type>;
+};
+
+}  // namespace cobatch::detail

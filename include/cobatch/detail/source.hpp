@@ -1,0 +1,216 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <cobatch/detail/config.hpp>
+#include <cobatch/detail/station.hpp>
+
+/// Where samples come from. Both kinds hand out sample numbers in input order; see engine.hpp for who calls what.
+
+namespace cobatch::detail {
+
+/// Several threads may read different elements at once: the elements exist, reading one runs no code of the user's.
+template <class View>
+concept indexable = std::ranges::random_access_range<View> && std::ranges::sized_range<View> &&
+                    std::is_lvalue_reference_v<std::ranges::range_reference_t<View>>;
+
+/// Answers of a claim.
+enum class claim : unsigned char {
+  taken,      ///< a sample is ours
+  exhausted,  ///< nobody will ever get another one
+  elsewhere,  ///< what is left is in the hands of another station just now
+};
+
+/// Samples with numbers, claimed in chunks that shrink towards the end ("guided", Polychronopoulos and Kuck, 1987).
+///
+/// A chunk lives in its claimer's station; it is shared, given back or stolen when somebody else runs dry.
+template <class View>
+class indexed_source {
+ public:
+  static constexpr bool indexed = true;
+  using reference = std::ranges::range_reference_t<View>;
+  struct cell {};
+
+  explicit indexed_source(View&& samples)
+      : samples_(std::move(samples)), begin_(std::ranges::begin(samples_)), size_(static_cast<std::size_t>(std::ranges::size(samples_))) {
+    returned_.reserve(most_returned);
+  }
+  indexed_source(const indexed_source&) = delete;
+  indexed_source& operator=(const indexed_source&) = delete;
+
+  std::optional<std::size_t> size_hint() const noexcept { return size_; }
+
+  reference get(cell&, std::size_t index) const {
+    return begin_[static_cast<std::ranges::range_difference_t<View>>(index)];
+  }
+
+  /// A chunk that nobody has claimed yet, or one that was given back. `grow(end)` is told, under the lock, when the
+  /// numbers below `end` have been handed out.
+  template <class Grow>
+  bool refill(index_range& range, std::size_t workers, Grow&& grow) {
+    const std::lock_guard lock(mutex_);
+    if (!returned_.empty()) {
+      range = returned_.back();
+      returned_.pop_back();
+      return true;
+    }
+    if (next_ == size_) return false;
+    const std::size_t left = size_ - next_;
+    const std::size_t chunk = workers == 1 ? largest_chunk : std::clamp<std::size_t>(left / (4 * workers), 1, largest_chunk);
+    range = {next_, next_ + std::min(chunk, left)};
+    next_ = range.end;
+    grow(range.end);
+    return true;
+  }
+
+  /// Anybody may claim it now; false: too much lies here already, keep it.
+  bool give_back(index_range range) {
+    const std::lock_guard lock(mutex_);
+    if (returned_.size() == returned_.capacity()) return false;
+    returned_.push_back(range);
+    return true;
+  }
+
+  /// Alone: how many have been handed out.
+  std::size_t handed_out() const noexcept { return next_; }
+
+  /// Alone: calls `visit(range)` for what was handed out and given back.
+  template <class Visit>
+  void each_returned(Visit&& visit) const {
+    for (const index_range& range : returned_) visit(range);
+  }
+
+ private:
+  static constexpr std::size_t largest_chunk = 256;
+  static constexpr std::size_t most_returned = 64;
+
+  View samples_;
+  std::ranges::iterator_t<View> begin_;
+  std::size_t size_;
+
+  std::mutex mutex_;  // guards next_ and returned_, and whatever grow() does
+  std::size_t next_ = 0;
+  std::vector<index_range> returned_;
+};
+
+/// Samples that can only be read one after another, by whichever pump comes first: single-pass, lazy, of unknown length,
+/// or made by the user's own iterators. A sample is read when its lane is ready for it, never ahead.
+///
+/// Reading is exclusive but under no lock, for it runs the user's code: `reading_` is a flag that is tried, not waited
+/// for. A pump that finds it taken answers `elsewhere` and leaves; the reader is told (station::wanted) and starts
+/// another pump.
+template <class View>
+class pulled_source {
+  using iterator = std::ranges::iterator_t<View>;
+  using iterator_reference = std::ranges::range_reference_t<View>;
+  using value_type = std::ranges::range_value_t<View>;
+  // An lvalue of a multi-pass range stays where it is. A temporary is kept in the lane, and so is the element of a
+  // single-pass range, whose iterator may overwrite it.
+  static constexpr bool in_place = std::ranges::forward_range<View> && std::is_lvalue_reference_v<iterator_reference>;
+  using kept = std::conditional_t<in_place, std::remove_reference_t<iterator_reference>*,
+                                  std::conditional_t<std::is_reference_v<iterator_reference>, value_type,
+                                                     std::remove_cv_t<iterator_reference>>>;
+
+ public:
+  static constexpr bool indexed = false;
+  using reference = std::conditional_t<in_place, iterator_reference, kept&>;
+
+  struct cell {
+    std::optional<kept> sample;
+  };
+
+  explicit pulled_source(View&& samples) : samples_(std::move(samples)) {}
+  pulled_source(const pulled_source&) = delete;
+  pulled_source& operator=(const pulled_source&) = delete;
+
+  std::optional<std::size_t> size_hint() {
+    if constexpr (std::ranges::sized_range<View>) {
+      return static_cast<std::size_t>(std::ranges::size(samples_));
+    } else {
+      return std::nullopt;
+    }
+  }
+
+  reference get(cell& from, std::size_t) const noexcept {
+    if constexpr (in_place) {
+      return **from.sample;
+    } else {
+      return *from.sample;
+    }
+  }
+
+  /// Reads one sample into `to`. `place(index)`, while reading is still exclusive, makes room for its result; where it
+  /// answers false nothing more is read. `failed()`, inside the handler of what the input threw, has room as well.
+  template <class Place, class Failed>
+  claim pull(cell& to, Place&& place, Failed&& failed) {
+    if (exhausted_.load(std::memory_order_acquire)) return claim::exhausted;
+    for (int tries = 0; reading_.exchange(true, std::memory_order_acquire);) {
+      if (++tries == patience) return claim::elsewhere;
+    }
+    claim answer = claim::exhausted;
+    if (!exhausted_.load(std::memory_order_relaxed)) {
+      answer = guarded(
+          [&] {
+            if (!position_) {
+              position_.emplace(std::ranges::begin(samples_));
+            } else {
+              ++*position_;
+            }
+            if (*position_ == std::ranges::end(samples_)) {
+              exhausted_.store(true, std::memory_order_release);
+              return claim::exhausted;
+            }
+            if constexpr (in_place) {
+              to.sample.emplace(std::addressof(**position_));
+            } else if constexpr (std::is_lvalue_reference_v<iterator_reference> &&
+                                 !std::is_constructible_v<kept, iterator_reference>) {
+              to.sample.emplace(std::ranges::iter_move(*position_));
+            } else {
+              to.sample.emplace(**position_);
+            }
+            if (!place(count_)) {
+              exhausted_.store(true, std::memory_order_release);
+              return claim::exhausted;
+            }
+            ++count_;
+            return claim::taken;
+          },
+          [&] {
+            exhausted_.store(true, std::memory_order_release);
+            if (place(count_)) {
+              ++count_;
+              failed();
+            }
+            return claim::exhausted;
+          });
+    }
+    reading_.store(false, std::memory_order_release);
+    return answer;
+  }
+
+  /// Alone: how many have been read, the one that could not be read among them.
+  std::size_t handed_out() const noexcept { return count_; }
+
+  bool exhausted() const noexcept { return exhausted_.load(std::memory_order_acquire); }
+
+ private:
+  static constexpr int patience = 64;  // a read usually takes less than starting another pump
+
+  View samples_;
+  std::optional<iterator> position_;  // guarded by reading_, like count_
+  std::size_t count_ = 0;
+  std::atomic<bool> reading_{false};    // exchange (acquire) by a reader pairs with its predecessor's store (release)
+  std::atomic<bool> exhausted_{false};  // written by a reader; whoever sees it true need not read any more
+};
+
+}  // namespace cobatch::detail

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <chrono>
+#include <coroutine>
+#include <optional>
+#include <stop_token>
+#include <utility>
+
+#include <cobatch/detail/timer_queue.hpp>
+
+namespace cobatch::detail {
+
+/// What schedule_after() of run_loop, thread_pool and simulation returns; see timer_state for the transitions.
+///
+/// Owner has, for its friend: execute(handle) -> bool; add_timer(node, delay) -> bool (false: stopped, do not suspend);
+/// stop_timer(node); erase_timer(node). The last three take the owner's lock.
+template <class Owner>
+class [[nodiscard]] timer_awaiter {
+ public:
+  timer_awaiter(Owner& owner, std::chrono::nanoseconds delay, std::stop_token token) noexcept
+      : owner_(&owner), delay_(delay), token_(std::move(token)) {}
+
+  // Movable until it is awaited.
+  timer_awaiter(timer_awaiter&& other) noexcept
+      : owner_(other.owner_), delay_(other.delay_), token_(std::move(other.token_)) {}
+  timer_awaiter& operator=(timer_awaiter&&) = delete;
+
+  ~timer_awaiter() {
+    callback_.reset();  // waits for a stop callback that is running on another thread
+    if (node_.linked()) owner_->erase_timer(node_);
+  }
+
+  bool await_ready() const noexcept { return false; }
+
+  bool await_suspend(std::coroutine_handle<> handle) {
+    if (delay_ <= std::chrono::nanoseconds::zero()) return yield(handle);
+    node_.handle = handle;
+    // First the callback, then the queue: a stop between the two finds the timer idle, and add_timer() refuses it.
+    if (token_.stop_possible()) callback_.emplace(token_, stopper{this});
+    return owner_->add_timer(node_, delay_.count());  // if true, *this may be gone
+  }
+
+  bool await_resume() noexcept {
+    callback_.reset();
+    return node_.state == timer_state::elapsed;
+  }
+
+ private:
+  struct stopper {
+    timer_awaiter* self;
+    // Once the timer is due the coroutine may be resumed at any moment; ~stop_callback waits for the end of this call.
+    void operator()() const noexcept { self->owner_->stop_timer(self->node_); }
+  };
+
+  bool yield(std::coroutine_handle<> handle) {
+    if (!token_.stop_requested()) {
+      node_.state = timer_state::elapsed;
+      if (owner_->execute(handle)) return true;  // *this may be gone
+    }
+    node_.state = timer_state::stopped;
+    return false;
+  }
+
+  Owner* owner_;
+  std::chrono::nanoseconds delay_;
+  std::stop_token token_;
+  timer_node node_;
+  std::optional<std::stop_callback<stopper>> callback_;
+};
+
+}  // namespace cobatch::detail

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <string_view>
+
+// The build reads the project's version from these three lines.
+#define COBATCH_VERSION_MAJOR 0
+#define COBATCH_VERSION_MINOR 1
+#define COBATCH_VERSION_PATCH 0
+
+/// The version as one number that the preprocessor can compare: 1.2.3 is 10203.
+#define COBATCH_VERSION (COBATCH_VERSION_MAJOR * 10000 + COBATCH_VERSION_MINOR * 100 + COBATCH_VERSION_PATCH)
+
+#define COBATCH_DETAIL_STRING_OF(x) #x
+#define COBATCH_DETAIL_STRING(x) COBATCH_DETAIL_STRING_OF(x)
+
+/// The version as a string literal: "1.2.3".
+#define COBATCH_VERSION_STRING                 \
+  COBATCH_DETAIL_STRING(COBATCH_VERSION_MAJOR) \
+  "." COBATCH_DETAIL_STRING(COBATCH_VERSION_MINOR) "." COBATCH_DETAIL_STRING(COBATCH_VERSION_PATCH)
+
+namespace cobatch {
+
+/// The version's three numbers, for code that prefers constants to macros.
+inline constexpr int version_major = COBATCH_VERSION_MAJOR;
+inline constexpr int version_minor = COBATCH_VERSION_MINOR;
+inline constexpr int version_patch = COBATCH_VERSION_PATCH;
+
+/// The version as text, "major.minor.patch"; its data() is null-terminated.
+inline constexpr std::string_view version_string = COBATCH_VERSION_STRING;
+
+}  // namespace cobatch
