@@ -23,28 +23,19 @@
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
 #include <cobatch/detail/predict_traits.hpp>
+#include <cobatch/detail/pump_core.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/detail/source.hpp>
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/detail/station.hpp>
+#include <cobatch/detail/timekeeper.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
 #include <cobatch/semaphore.hpp>
 
-/// The machinery under batch_predict(); nothing here is for users to spell.
-///
-/// A *lane* is one sample in flight: a coroutine frame that takes samples one after another. The number of lanes is the
-/// concurrency of the batch, so a cap of its own costs no semaphore, and frames are O(in flight).
-///
-/// A *pump* is a plain loop on a thread of the executor: it claims a sample for its lane and calls predict. If predict
-/// finishes synchronously, the same lane takes the next sample. If it suspends, the pump has lost its lane and makes
-/// another one, until the cap is reached or no sample is left. A lane that is resumed is a pump again.
-///
-/// A *station* is what a pump must occupy: there are as many as the executor resumes handles at once. It holds the
-/// pump's chunk of samples, and it is how pumps find each other (see station.hpp): a pump without work asks the others to
-/// share, a lane for which no station is free is parked with a busy one, and the pump that sees the last lane go asks
-/// the others to look again before it calls the batch complete.
+/// The machinery under batch_predict(); nothing here is for users to spell. How lanes and pumps share the work is told in
+/// detail/pump_core.hpp; here is what is done with one sample: its permit, its attempt, its outcome, and what stops it.
 
 namespace cobatch::detail {
 
@@ -64,7 +55,6 @@ struct slot_of<expected<T, E>> {
   using type = expected<T, E>;
 };
 
-struct alive_tag {};
 struct watched_tag {};
 
 /// Why a batch takes no more samples.
@@ -77,8 +67,13 @@ enum class halt : std::uint8_t {
   executor,  ///< the executor refused a handle
 };
 
+template <class Engine>
+class batch_lane;
+
 template <class Executor, class View, class Predict>
-class batch_engine {
+class batch_engine : public pump_core<batch_engine<Executor, View, Predict>, batch_lane<batch_engine<Executor, View, Predict>>> {
+  using lane = batch_lane<batch_engine>;
+  using core = pump_core<batch_engine, lane>;
   using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
   using traits = predict_traits<Predict, typename source::reference>;
   using value = typename traits::value;
@@ -92,24 +87,20 @@ class batch_engine {
                 "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
 
   batch_engine(Executor& ex, View&& samples, Predict& predict, const batch_options& options, std::stop_token stop)
-      : ex_(ex),
+      : core(options.max_concurrency),
+        ex_(ex),
         predict_(predict),
         source_(std::move(samples)),
         results_(results_for(source_.size_hint())),
         options_(options),
-        cap_(std::min<std::size_t>(options.max_concurrency, most_lanes)),
         timed_(options.timeout != no_timeout || options.deadline != no_timeout),
         gated_(options.semaphore != nullptr),
         hands_out_tokens_(traits::takes_token && (timed_ || options.max_failures != unlimited || stop.stop_possible())),
         user_stop_(std::move(stop)) {}
-  batch_engine(const batch_engine&) = delete;
-  batch_engine& operator=(const batch_engine&) = delete;
 
-  /// Only where the whole batch is abandoned, its executor being deserted, are there lanes left.
   ~batch_engine() {
     user_link_.reset();
     if (timekeeper_) timekeeper_.destroy();
-    while (auto* const left = lanes_.first()) static_cast<lane*>(left)->abandon();
   }
 
   /// Starts everything; true: `continuation` will be resumed on the executor, or already was. False: all is done.
@@ -119,14 +110,18 @@ class batch_engine {
   std::vector<result> take();
 
  private:
-  class lane;
-  class timekeeper;
+  friend core;
+  friend lane;
+  friend lane_base<lane>;
+  friend timekeeper<batch_engine>;
+
   struct make_unstarted {
     void operator()(std::vector<result>& slots) const {
       slots.emplace_back(unexpect, error(errc::not_started, {}, 0));
     }
     // Where anything will do until the outcome is there, a value of nothing but bits is the cheapest.
-    static constexpr bool any_will_do = std::is_same_v<error_type, error> && std::is_trivial_v<value>;
+    static constexpr bool any_will_do = std::is_same_v<error_type, error> && std::is_trivially_copyable_v<value> &&
+                                        std::is_trivially_default_constructible_v<value>;
     void operator()(std::vector<result>& slots, std::size_t size) const { slots.resize(size); }
   };
   struct make_failed {
@@ -139,7 +134,6 @@ class batch_engine {
                                      growing_results<result, make_unstarted, make_failed>>;
   // Only our own error type is made under a lock.
   static constexpr bool grows_under_lock = std::is_same_v<error_type, error>;
-  static constexpr std::size_t most_lanes = 0x7fff'ffff;
   static constexpr bool has_timers = timed_executor<Executor>;
 
   struct on_user_stop {
@@ -155,38 +149,27 @@ class batch_engine {
     }
   }
 
-  // -- pumping --
-  enum class supply : unsigned char { ready, none, contended };
-  void resumed(lane& self);
-  void pump(lane& first);
-  station* occupy(lane& first);
-  void run(station& here, lane* current);
-  supply process(station& here, lane*& current, start_mark& mark);
-  supply provide(station& here);
-  supply steal(station& here);
-  claim take_sample(station& here, lane& self);
-  bool answer(station& here);
-  bool ask_others(station& here);
-  bool start_another();
-  bool last_check(station& here);
-  void complete();
-  void finish();
-
-  // -- lanes --
-  lane* new_lane();
-  lane* parked_lane();
-  bool retire(lane& self);
+  // -- for pump_core --
+  executor_ref loop() noexcept { return ref(ex_); }
   bool halted() const noexcept { return halt_.load(std::memory_order_relaxed) != halt::none; }
+  supply provide(station& here);
+  supply process(station& here, lane*& current, start_mark& mark);
+  bool share(station& here);
+  void part_with(lane& self) noexcept { self.permit.release(); }
+  void refused() noexcept { halt_once(halt::executor); }
+  bool complete(std::uint64_t live);
+  void resumed(lane& self);
 
   // -- permits --
   enum class admission : unsigned char { passed, waiting, refused };
   admission admit(lane& self, start_mark& mark);
   bool finish_admission(lane& self);
   void give_way(lane& self);
-  void end_admission();
+  void end_admission() noexcept;
 
   // -- one attempt --
   enum class begun : unsigned char { suspended, ready, settled };
+  claim take_sample(station& here, lane& self);
   begun begin(lane& self);
   void conclude(lane& self);
   void end_attempt(lane& self);
@@ -198,50 +181,44 @@ class batch_engine {
   errc reason(const lane& self) const noexcept;
 
   // -- stopping and time --
+  void finish();
   bool halt_once(halt why) noexcept;
   void request_stop(halt why);
   std::chrono::nanoseconds after(std::chrono::nanoseconds delay) noexcept;
   void watch(lane& self);
   void unwatch(lane& self);
   std::chrono::nanoseconds expire();
-  timekeeper keep_time();
+  auto sleep(std::chrono::nanoseconds pause) { return ex_.schedule_after(pause, wake_timekeeper_.get_token()); }
+  bool woken() const noexcept { return wake_timekeeper_.stop_requested(); }
+  void timekeeper_ended();
+
+  using core::mutex_, core::live_, core::stations_, core::station_count_, core::cap_;
 
   Executor& ex_;
   Predict& predict_;
   source source_;
   results results_;
   const batch_options options_;
-  const std::size_t cap_;
   const bool timed_;
   const bool gated_;
   const bool hands_out_tokens_;
 
   std::coroutine_handle<> continuation_;
   start_mark* start_mark_ = nullptr;
-  std::unique_ptr<station[]> stations_;
-  std::size_t station_count_ = 0;
 
-  // Lanes alive in the low half, lanes ever made in the high half. Read-modify-writes are acquire-release: who sees a
-  // lane gone sees what it wrote. See last_check() for what the high half is for.
-  static constexpr std::uint64_t live_mask = 0xffff'ffff;
-  static constexpr std::uint64_t one_more = (std::uint64_t{1} << 32) + 1;
-  alignas(cache_line) std::atomic<std::uint64_t> live_{0};
   // Set once, by whoever halts the batch; read before each sample. Orders nothing but itself.
   std::atomic<halt> halt_{halt::none};
-  std::atomic<std::size_t> failures_{0};
-  // Lanes in parked_; written under mutex_. Whoever must see one has been asked through its station since.
-  std::atomic<std::size_t> parked_count_{0};
+  std::atomic<std::size_t> failures_{0};  // a count, ordering nothing
   // Taken (acquire) and left (release) by the one lane that may wait in options_.semaphore.
   std::atomic<bool> admitting_{false};
   std::atomic<bool> admission_waits_{false};  // a hint for give_way()
 
-  mutable std::mutex mutex_;             // guards all down to timekeeper_gone_
-  intrusive_list<alive_tag> lanes_;      // all of them
-  intrusive_list<watched_tag> watched_;  // those whose attempt has a timeout, the oldest first
-  lane* parked_ = nullptr;
-  bool ended_ = false;             // the timekeeper is to end
-  bool timekeeper_gone_ = false;
+  // Guarded by mutex_.
+  intrusive_list<watched_tag> watched_;             // the lanes whose attempt has a timeout, the oldest first
   std::chrono::nanoseconds deadline_ = no_timeout;  // the timekeeper's
+  bool ended_ = false;                              // the timekeeper is to end, and then to finish the batch
+  bool timekeeper_gone_ = true;
+
   std::coroutine_handle<> timekeeper_;
   std::stop_source wake_timekeeper_{std::nostopstate};
   std::stop_source end_admission_{std::nostopstate};
@@ -254,126 +231,73 @@ class batch_engine {
 // ---- Implementation ----
 
 /// One sample in flight; the promise of its own coroutine, so that it is one piece of memory.
-template <class Executor, class View, class Predict>
-class batch_engine<Executor, View, Predict>::lane : public pooled_frame,
-                                                    public list_link<alive_tag>,
-                                                    public list_link<watched_tag> {
+template <class Engine>
+class batch_lane : public lane_base<batch_lane<Engine>>, public list_link<watched_tag> {
+  using traits = typename Engine::traits;
+
  public:
-  struct coroutine {
-    using promise_type = lane;
-    lane* made;
-  };
+  using typename lane_base<batch_lane>::coroutine;
 
-  static lane& make(batch_engine& engine) { return *body(engine).made; }
+  /// Null where there is no memory.
+  static batch_lane* make(Engine& engine) {
+    return guarded(
+        [&] {
+          batch_lane* const made = body(engine).made;
+          if (engine.hands_out_tokens_) made->renew_stop();
+          return made;
+        },
+        []() -> batch_lane* { return nullptr; });
+  }
 
-  explicit lane(batch_engine& owner) noexcept : engine(owner) {}
-
-  coroutine get_return_object() noexcept { return {this}; }
-  std::suspend_always initial_suspend() const noexcept { return {}; }
-  std::suspend_always final_suspend() const noexcept { return {}; }
-  void return_void() const noexcept {}
-  void unhandled_exception() const noexcept { fail("an exception left the batch engine"); }
-
-  std::coroutine_handle<lane> self() noexcept { return std::coroutine_handle<lane>::from_promise(*this); }
+  explicit batch_lane(Engine& owner) noexcept : engine(owner) {}
 
   /// Destroys a lane that is suspended for good.
   void abandon() noexcept {
-    engine.lanes_.erase(*this);
     if constexpr (traits::is_awaitable) {
       if (stage == running) work.abandon();
     }
     if (stage == admitted) admission.abandon();
-    self().destroy();
+    this->handle().destroy();
   }
 
-  /// So that a stop of the batch reaches the attempt.
-  struct on_stop {
-    lane* self;
-    void operator()() const noexcept {
-      const std::stop_source source = self->stop;  // the lane may end inside the call
-      source.request_stop();
-    }
-  };
-
+  /// Gives the next attempts a stop token that nobody has stopped, unless the batch has.
   void renew_stop() {
     link.reset();
     stop = std::stop_source();
     link.emplace(engine.stop_.get_token(), on_stop{this});
   }
 
+  /// So that a stop of the batch reaches the attempt.
+  struct on_stop {
+    batch_lane* self;
+    void operator()() const noexcept {
+      const std::stop_source attempts = self->stop;  // the lane may end inside the call
+      attempts.request_stop();
+    }
+  };
+
   struct no_work {};
   using attempt_type = typename std::conditional_t<traits::is_awaitable, std::type_identity<attempt<typename traits::raw>>,
                                                    std::type_identity<no_work>>::type;
   using admission_type = attempt<decltype(std::declval<async_semaphore&>().acquire(1, std::stop_token()))>;
 
-  batch_engine& engine;
+  Engine& engine;
   enum : unsigned char { idle, running, admitted } stage = idle;  // what its handle waits for
-  bool timed_out = false;                                         // guarded by engine.mutex_ while watched
-  result* slot = nullptr;
-  start_mark* mark = nullptr;
+  bool timed_out = false;                                         // guarded by the engine's mutex_ while watched
+  typename Engine::result* slot = nullptr;
   std::size_t index = 0;
-  [[no_unique_address]] typename source::cell cell;
+  [[no_unique_address]] typename Engine::source::cell cell;
   [[no_unique_address]] attempt_type work;
   cobatch::permit permit;
   admission_type admission;
   std::chrono::nanoseconds due{};
-  lane* next_parked = nullptr;
   std::stop_source stop{std::nostopstate};
   std::optional<std::stop_callback<on_stop>> link;
 
  private:
-  /// Passes every resumption on, from inside an await_suspend: there the coroutine counts as suspended, so that the next
-  /// attempt may be given its handle, and whoever retires it may destroy it.
-  struct pass_on {
-    bool await_ready() const noexcept { return false; }
-    void await_suspend(std::coroutine_handle<lane> self) const noexcept {
-      lane& resumed = self.promise();
-      resumed.engine.resumed(resumed);
-    }
-    void await_resume() const noexcept {}
-  };
-
-  static coroutine body(batch_engine&) {
-    for (;;) co_await pass_on();
+  static coroutine body(Engine&) {
+    for (;;) co_await typename lane_base<batch_lane>::pass_on();
   }
-};
-
-/// Sleeps until the next deadline of the batch or of an attempt; ends with the batch, and completes it then.
-template <class Executor, class View, class Predict>
-class batch_engine<Executor, View, Predict>::timekeeper {
- public:
-  class promise_type : public pooled_frame {
-   public:
-    explicit promise_type(batch_engine& engine) noexcept : engine_(engine) {}
-    timekeeper get_return_object() noexcept { return timekeeper(std::coroutine_handle<promise_type>::from_promise(*this)); }
-    std::suspend_always initial_suspend() const noexcept { return {}; }
-    auto final_suspend() const noexcept {
-      struct last_word {
-        bool await_ready() const noexcept { return false; }
-        void await_suspend(std::coroutine_handle<promise_type> self) const noexcept {
-          batch_engine& engine = self.promise().engine_;
-          {
-            const std::lock_guard lock(engine.mutex_);
-            engine.timekeeper_ = nullptr;
-            engine.timekeeper_gone_ = true;
-            self.destroy();
-            if (!engine.ended_) return;  // its timers are gone before the batch is
-          }
-          engine.finish();
-        }
-        void await_resume() const noexcept {}
-      };
-      return last_word();
-    }
-    void return_void() const noexcept {}
-    void unhandled_exception() const noexcept { fail("schedule_after() of the executor threw"); }
-
-   private:
-    batch_engine& engine_;
-  };
-
-  explicit timekeeper(std::coroutine_handle<> made) noexcept : frame(made) {}
-  std::coroutine_handle<> frame;
 };
 
 template <class Executor, class View, class Predict>
@@ -381,8 +305,7 @@ bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> contin
   continuation_ = continuation;
   std::size_t pumps = std::min(concurrency_of(ex_), cap_);
   if (const std::optional<std::size_t> size = source_.size_hint()) pumps = std::min(pumps, *size);
-  station_count_ = std::min(concurrency_of(ex_), cap_);
-  stations_ = std::make_unique<station[]>(station_count_);
+  this->open_stations(std::min(concurrency_of(ex_), cap_));
   if constexpr (counted && !grows_under_lock) results_.grow_all();
   if (hands_out_tokens_) stop_ = std::stop_source();
   if (gated_) end_admission_ = std::stop_source();
@@ -390,7 +313,7 @@ bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> contin
   // From here on nothing throws.
   lane* first = nullptr;
   for (std::size_t i = 0; i < std::max<std::size_t>(pumps, 1); ++i) {
-    lane* const made = new_lane();
+    lane* const made = this->new_lane();
     if (!made && !first) fail("no memory for a single lane");
     if (!made) break;
     made->next_parked = first;
@@ -403,10 +326,12 @@ bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> contin
     if (timed_) {
       wake_timekeeper_ = std::stop_source();
       if (options_.deadline != no_timeout) deadline_ = after(options_.deadline);
-      timekeeper_ = keep_time().frame;
+      timekeeper_ = timekeeper<batch_engine>::of(*this).handle();
+      timekeeper_gone_ = false;
       if (!execute_on(ex_, timekeeper_)) {
         std::exchange(timekeeper_, nullptr).destroy();
-        halt_once(halt::executor);
+        timekeeper_gone_ = true;
+        refused();
       }
     }
   }
@@ -414,9 +339,9 @@ bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> contin
     lane* const each = first;
     first = first->next_parked;
     each->next_parked = nullptr;
-    if (!execute_on(ex_, each->self())) {
-      halt_once(halt::executor);
-      pump(*each);
+    if (!execute_on(ex_, each->handle())) {
+      refused();
+      this->pump(*each);
     }
     // After the last one *this may be gone.
   }
@@ -442,87 +367,20 @@ auto batch_engine<Executor, View, Predict>::take() -> std::vector<result> {
   return results_.take();
 }
 
-// -- pumping --
-
 /// The lane's handle was resumed: the executor lets it start or come back, or what it waited for has happened.
 template <class Executor, class View, class Predict>
 void batch_engine<Executor, View, Predict>::resumed(lane& self) {
-  if (start_mark::finish(self.mark, &self)) return;  // nested in the pump's own call: it goes on there
   if (self.stage == lane::running) {
     conclude(self);
     if (!runs_here(ex_)) {
-      if (execute_on(ex_, self.self())) return;  // *this may be gone
-      halt_once(halt::executor);
+      if (execute_on(ex_, self.handle())) return;  // *this may be gone
+      refused();
     }
   } else if (self.stage == lane::admitted) {
-    // On the executor: that is where a semaphore resumes who waited there.
-    if (finish_admission(self) && station_count_ > 1) start_another();  // somebody must queue for the next permit
+    // On the executor: that is where a semaphore resumes who waited there. Somebody must queue for the next permit.
+    if (finish_admission(self) && station_count_ > 1) this->start_another();  // self is alive: never the last one
   }
-  pump(self);
-}
-
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::pump(lane& first) {
-  if (station* const here = occupy(first)) run(*here, &first);
-}
-
-/// A station for a pump that has this lane, or null: then the lane was parked, and *this may be gone.
-template <class Executor, class View, class Predict>
-station* batch_engine<Executor, View, Predict>::occupy(lane& first) {
-  for (std::size_t preferred = this_thread_number();;) {
-    for (std::size_t i = 0; i < station_count_; ++i) {
-      station& each = stations_[(preferred + i) % station_count_];
-      if (each.enter()) return &each;
-    }
-    // Under the lock, so that whoever takes the lane over cannot do so before it has been asked to.
-    const std::lock_guard lock(mutex_);
-    first.next_parked = parked_;
-    parked_ = &first;
-    parked_count_.fetch_add(1, std::memory_order_relaxed);
-    for (std::size_t i = 0; i < station_count_; ++i) {
-      if (stations_[i].ask(station::wanted)) return nullptr;
-    }
-    parked_count_.fetch_sub(1, std::memory_order_relaxed);
-    parked_ = first.next_parked;  // all have been left in the meantime
-  }
-}
-
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::run(station& here, lane* current) {
-  const executor_scope scope(ref(ex_));
-  start_mark mark(current);
-  current->mark = &mark;
-  bool check = false;
-  for (;;) {
-    if (here.marked()) [[unlikely]] check |= answer(here);
-    if (!current && parked_count_.load(std::memory_order_relaxed) != 0) [[unlikely]] {
-      current = parked_lane();
-    }
-    supply more = halted() ? supply::none : provide(here);
-    if (more == supply::ready) {
-      if (!current) current = new_lane();
-      if (current) {
-        if (current->mark != &mark) {
-          mark.reopen(current);
-          current->mark = &mark;
-        }
-        more = process(here, current, mark);
-        if (more == supply::ready) continue;
-      }
-    }
-    // Nothing that this pump could do now.
-    if (current) {
-      check |= retire(*current);
-      current = nullptr;
-    }
-    if (more == supply::contended && !ask_others(here)) continue;
-    if (parked_count_.load(std::memory_order_relaxed) != 0) [[unlikely]] continue;
-    if (check) {
-      check = false;
-      if (last_check(here)) return;
-    }
-    if (here.leave()) return;  // *this may be gone
-  }
+  this->pump(self);
 }
 
 /// One sample, from its permit to its outcome, or to where it suspends: then `current` is null.
@@ -566,37 +424,10 @@ auto batch_engine<Executor, View, Predict>::provide(station& here) -> supply {
       if constexpr (grows_under_lock) results_.grow(end);
     };
     if (source_.refill(here.range, station_count_, grow)) return supply::ready;
-    return steal(here);
+    return this->steal(here);
   } else {
     return source_.exhausted() ? supply::none : supply::ready;
   }
-}
-
-/// The greater half of what a pump has left behind that could not get a lane for it.
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::steal(station& here) -> supply {
-  supply found = supply::none;
-  for (std::size_t i = 0; i < station_count_; ++i) {
-    station& other = stations_[i];
-    if (&other == &here) continue;
-    if (!other.enter()) {
-      found = supply::contended;
-      continue;
-    }
-    if (const std::size_t left = other.range.size(); left != 0) {
-      here.range = {other.range.begin + left / 2, other.range.end};
-      other.range.end = here.range.begin;
-      found = supply::ready;
-    }
-    // What was asked of the other station while we held it is now asked of us.
-    while (!other.leave()) {
-      const std::uint8_t marks = other.take_marks();
-      if ((marks & station::wanted) != 0) here.ask(station::wanted);
-      if ((marks & station::last_check) != 0) here.ask(station::last_check);
-    }
-    if (found == supply::ready) break;
-  }
-  return found;
 }
 
 template <class Executor, class View, class Predict>
@@ -629,70 +460,21 @@ claim batch_engine<Executor, View, Predict>::take_sample(station& here, lane& se
   }
 }
 
-/// Does what others have asked of this station; true: last_check() is due.
 template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::answer(station& here) {
-  const std::uint8_t marks = here.take_marks();
-  bool check = (marks & station::last_check) != 0;
-  if ((marks & station::wanted) != 0 && !halted()) {
-    if constexpr (source::indexed) {
-      if (const std::size_t left = here.range.size(); left != 0) {
-        const index_range half{here.range.begin + left / 2, here.range.end};
-        if (source_.give_back(half)) {
-          here.range.end = half.begin;
-          check |= start_another();
-        }
-      }
-    } else if (!source_.exhausted()) {
-      check |= start_another();
-    }
+bool batch_engine<Executor, View, Predict>::share(station& here) {
+  if constexpr (source::indexed) {
+    const std::size_t left = here.range.size();
+    const index_range half{here.range.begin + left / 2, here.range.end};
+    if (half.empty() || !source_.give_back(half)) return false;
+    here.range.end = half.begin;
+    return true;
+  } else {
+    return !source_.exhausted();
   }
-  return check;
 }
 
 template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::ask_others(station& here) {
-  bool asked = false;
-  for (std::size_t i = 0; i < station_count_; ++i) {
-    if (&stations_[i] != &here && stations_[i].ask(station::wanted)) asked = true;
-  }
-  return asked;
-}
-
-/// One more pump, on a lane of its own, if the cap allows; true: last_check() is due.
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::start_another() {
-  lane* const another = new_lane();
-  if (!another) return false;
-  if (execute_on(ex_, another->self())) return false;
-  halt_once(halt::executor);
-  return retire(*another);
-}
-
-/// Called when the last lane was seen to go, or when another pump has passed on this duty. True: the batch is complete and
-/// *this may be gone.
-///
-/// Complete means: no lane, and no pump but this one. While no lane is alive only a pump in some busy station could make
-/// one; if there is such a station its owner gets the duty. If none was seen busy, and no lane has been made since
-/// before the first look (the high half of live_ is the same), no station can have become busy again: a pump begins with
-/// a lane. Two pumps that keep passing the duty to each other would both have to mark the other's station between
-/// the other's own check and the very next instruction, every time.
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::last_check(station& here) {
-  for (;;) {
-    const std::uint64_t before = live_.load(std::memory_order_acquire);
-    if ((before & live_mask) != 0) return false;
-    for (std::size_t i = 0; i < station_count_; ++i) {
-      if (&stations_[i] != &here && stations_[i].ask(station::last_check)) return false;
-    }
-    if (live_.load(std::memory_order_acquire) == before) break;
-  }
-  complete();
-  return true;
-}
-
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::complete() {
+bool batch_engine<Executor, View, Predict>::complete(std::uint64_t) {
   if (has_timers && timed_) {
     std::stop_source wake = wake_timekeeper_;
     bool gone = false;
@@ -703,8 +485,20 @@ void batch_engine<Executor, View, Predict>::complete() {
     }
     if (!gone) {
       wake.request_stop();  // *this may be gone
-      return;
+      return true;
     }
+  }
+  finish();
+  return true;
+}
+
+template <class Executor, class View, class Predict>
+void batch_engine<Executor, View, Predict>::timekeeper_ended() {
+  {
+    const std::lock_guard lock(mutex_);
+    timekeeper_ = nullptr;
+    timekeeper_gone_ = true;
+    if (!ended_) return;  // its timers are gone before the batch is
   }
   finish();
 }
@@ -713,55 +507,6 @@ template <class Executor, class View, class Predict>
 void batch_engine<Executor, View, Predict>::finish() {
   if (start_mark::finish(start_mark_, this)) return;  // still inside start()
   continuation_.resume();
-}
-
-// -- lanes --
-
-/// Null at the cap, or where there is no memory.
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::new_lane() -> lane* {
-  std::uint64_t seen = live_.load(std::memory_order_relaxed);
-  if ((seen & live_mask) >= cap_) return nullptr;
-  lane* const made = guarded(
-      [&]() -> lane* {
-        lane& fresh = lane::make(*this);
-        return &fresh;
-      },
-      []() -> lane* { return nullptr; });
-  if (!made) return nullptr;
-  while (!live_.compare_exchange_weak(seen, seen + one_more, std::memory_order_acq_rel, std::memory_order_relaxed)) {
-    if ((seen & live_mask) >= cap_) {
-      made->self().destroy();
-      return nullptr;
-    }
-  }
-  if (hands_out_tokens_) made->renew_stop();
-  const std::lock_guard lock(mutex_);
-  lanes_.push_back(*made);
-  return made;
-}
-
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::parked_lane() -> lane* {
-  const std::lock_guard lock(mutex_);
-  lane* const taken = parked_;
-  if (taken) {
-    parked_ = taken->next_parked;
-    parked_count_.fetch_sub(1, std::memory_order_relaxed);
-  }
-  return taken;
-}
-
-/// True: it was the last one, and last_check() is due.
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::retire(lane& self) {
-  self.permit.release();
-  {
-    const std::lock_guard lock(mutex_);
-    lanes_.erase(self);
-  }
-  self.self().destroy();
-  return (live_.fetch_sub(1, std::memory_order_acq_rel) & live_mask) == 1;
 }
 
 // -- permits --
@@ -781,7 +526,7 @@ auto batch_engine<Executor, View, Predict>::admit(lane& self, start_mark& mark) 
   admission_waits_.store(true, std::memory_order_relaxed);
   self.stage = lane::admitted;
   const bool settled = self.admission.start(
-      [&] { return options_.semaphore->acquire(1, end_admission_.get_token()); }, self.self());
+      [&] { return options_.semaphore->acquire(1, end_admission_.get_token()); }, self.handle());
   if (!settled) {
     if (!mark.finished()) return admission::waiting;  // self may be gone
     mark.reopen(&self);
@@ -810,7 +555,7 @@ void batch_engine<Executor, View, Predict>::give_way(lane& self) {
 
 /// No sample is left, or none may start any more: nobody needs to wait for a permit.
 template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::end_admission() {
+void batch_engine<Executor, View, Predict>::end_admission() noexcept {
   std::stop_source waits = end_admission_;  // *this may be gone while it is asked
   waits.request_stop();
 }
@@ -831,7 +576,7 @@ auto batch_engine<Executor, View, Predict>::begin(lane& self) -> begun {
   const auto attempted = [&]() -> begun {
     if constexpr (traits::is_awaitable) {
       self.stage = lane::running;
-      return self.work.start(call, self.self()) ? begun::ready : begun::suspended;
+      return self.work.start(call, self.handle()) ? begun::ready : begun::suspended;
     } else {
       if constexpr (std::is_void_v<typename traits::raw>) {
         call();
@@ -1000,18 +745,6 @@ std::chrono::nanoseconds batch_engine<Executor, View, Predict>::expire() {
   next = std::min(next, deadline_);
   if (ended_) return std::chrono::nanoseconds::zero();
   return next == no_timeout ? no_timeout : next - now;
-}
-
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::keep_time() -> timekeeper {
-  if constexpr (has_timers) {
-    for (;;) {
-      const std::chrono::nanoseconds pause = expire();
-      if (pause <= std::chrono::nanoseconds::zero()) co_return;
-      if (!co_await ex_.schedule_after(pause, wake_timekeeper_.get_token())) co_return;  // ended, or no more timers
-    }
-  }
-  co_return;
 }
 
 }  // namespace cobatch::detail

@@ -14,6 +14,10 @@ class polling_pace {
   /// Before each resumption; true: look around first, then say looked_around.
   bool tick(bool timers) noexcept { return --left_ == 0 || timers != timers_; }
 
+  /// After an idle time, which says nothing of the pace.
+  void restart() noexcept { timers_ = false; }
+
+  /// There are no timers.
   void looked_around() noexcept {
     timers_ = false;
     left_ = most;
@@ -22,9 +26,10 @@ class polling_pace {
   /// `now` in nanoseconds, read in this look.
   void looked_around(std::int64_t now) noexcept {
     const std::int64_t elapsed = now - last_look_;
-    if (!timers_ || elapsed > 2 * wanted) {
-      // Nothing is known of the pace yet, or it was much too slow: be careful at once.
-      interval_ = timers_ ? static_cast<std::uint32_t>(std::max<std::int64_t>(1, interval_ * wanted / elapsed)) : 1;
+    if (!timers_) {
+      interval_ = 1;  // nothing is known of the pace
+    } else if (elapsed > 2 * wanted) {
+      interval_ = static_cast<std::uint32_t>(std::max<std::int64_t>(1, interval_ * wanted / elapsed));
     } else if (elapsed < wanted) {
       interval_ = std::min(most, 2 * interval_);
     }
