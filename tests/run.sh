@@ -102,6 +102,9 @@ install_needs() {
   if [[ $all == *BENCHMARKS=ON* ]] && ! has_header benchmark/benchmark.h; then
     install_packages libbenchmark-dev || warn "The benchmarks are not compiled."
   fi
+  if [[ $all == *BENCHMARKS=ON* ]] && ! command -v valgrind >/dev/null; then
+    install_packages valgrind || warn "Instructions and allocations per sample are not guarded."
+  fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)
     version=19

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -11,31 +12,37 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
-#include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
-#include <cobatch/detail/frame_pool.hpp>
+#include <cobatch/detail/histogram.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
 #include <cobatch/detail/predict_traits.hpp>
 #include <cobatch/detail/pump_core.hpp>
+#include <cobatch/detail/random.hpp>
 #include <cobatch/detail/results.hpp>
+#include <cobatch/detail/retry_queue.hpp>
 #include <cobatch/detail/source.hpp>
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/detail/station.hpp>
 #include <cobatch/detail/timekeeper.hpp>
+#include <cobatch/detail/turnstile.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/rate_limiter.hpp>
 #include <cobatch/semaphore.hpp>
 
-/// The machinery under batch_predict(); nothing here is for users to spell. How lanes and pumps share the work is told in
-/// detail/pump_core.hpp; here is what is done with one sample: its permit, its attempt, its outcome, and what stops it.
+/// The machinery under batch_predict() and predict_stream(); nothing here is for users to spell. How lanes and pumps share
+/// the work is told in detail/pump_core.hpp; here is what is done with one sample: its permits, its attempts, its outcome,
+/// and what stops it. What no option asks for is behind one flag, plain_.
 
 namespace cobatch::detail {
 
@@ -55,7 +62,34 @@ struct slot_of<expected<T, E>> {
   using type = expected<T, E>;
 };
 
-struct watched_tag {};
+/// Whether predict comes from weighted().
+template <class Predict>
+inline constexpr bool weighs_samples = false;
+template <class Predict, class Cost>
+inline constexpr bool weighs_samples<weighted_predict<Predict, Cost>> = true;
+
+/// How long the error itself asks to wait before the next attempt.
+template <class Error>
+std::chrono::nanoseconds asked_delay(const Error& why) {
+  if constexpr (requires { std::chrono::nanoseconds(why.retry_after()); }) {
+    return std::chrono::nanoseconds(why.retry_after());
+  } else {
+    return std::chrono::nanoseconds::zero();
+  }
+}
+inline std::chrono::nanoseconds asked_delay([[maybe_unused]] const error& why) {
+#if COBATCH_EXCEPTIONS
+  if (why.exception) {
+    try {
+      std::rethrow_exception(why.exception);
+    } catch (const retry_later& later) {
+      return later.retry_after();
+    } catch (...) {
+    }
+  }
+#endif
+  return std::chrono::nanoseconds::zero();
+}
 
 /// Why a batch takes no more samples.
 enum class halt : std::uint8_t {
@@ -67,47 +101,95 @@ enum class halt : std::uint8_t {
   executor,  ///< the executor refused a handle
 };
 
-template <class Engine>
-class batch_lane;
+/// Throws std::invalid_argument, with what to do, for options that make no sense.
+template <class Executor, class Traits>
+void check(const batch_options& options) {
+  const auto refuse_if = [](bool wrong, const char* message) {
+    if (wrong) throw_or_fail<std::invalid_argument>(message);
+  };
+  const retry_policy& retry = options.retry;
+  const hedge_policy& hedge = options.hedge;
+  const bool hedges = hedge.delay != no_timeout || hedge.quantile > 0;
+  refuse_if(options.max_concurrency == 0, "max_concurrency is 0, no sample could ever start: use at least 1");
+  refuse_if(options.max_weight == 0, "max_weight is 0, no sample could ever start: use at least 1");
+  refuse_if(options.max_failures == 0, "max_failures is 0: use 1 to stop at the first failure");
+  refuse_if(retry.max_attempts == 0, "retry.max_attempts is 0: use 1 for no retries");
+  refuse_if(!(retry.multiplier >= 1), "retry.multiplier is below 1: backoffs must not shrink");
+  refuse_if(!(retry.budget >= 0), "retry.budget is negative or no number: use a share such as 0.1");
+  refuse_if(!(hedge.quantile >= 0 && hedge.quantile < 1), "hedge.quantile is not in [0, 1): use one such as 0.95");
+  refuse_if(!(hedge.max_extra >= 0), "hedge.max_extra is negative or no number: use a share such as 0.05");
+  refuse_if(std::is_rvalue_reference_v<typename Traits::argument> && (hedges || retry.max_attempts > 1),
+            "retry and hedge call predict again with the same sample, but this predict takes its samples away: let it "
+            "take them by reference");
+  if constexpr (!timed_executor<Executor>) {
+    refuse_if(options.timeout != no_timeout || options.deadline != no_timeout || options.queue_timeout != no_timeout ||
+                  hedges || options.rate ||
+                  (retry.max_attempts > 1 && retry.initial_backoff > std::chrono::nanoseconds::zero()),
+              "timeout, deadline, queue_timeout, hedge, rate and a retry with a backoff need an executor with "
+              "schedule_after(): use thread_pool or run_loop, or give yours that member");
+  }
+}
 
-template <class Executor, class View, class Predict>
-class batch_engine : public pump_core<batch_engine<Executor, View, Predict>, batch_lane<batch_engine<Executor, View, Predict>>> {
+/// What a sample of Source comes to.
+template <class Source, class Predict>
+struct outcome_of {
+  using traits = predict_traits<Predict, typename Source::reference, Source::owned>;
+  using result = typename slot_of<typename traits::value>::type;
+
+  static_assert(std::is_constructible_v<typename result::error_type, error>,
+                "cobatch: the error type E2 of an expected<U, E2> that predict returns must be constructible from "
+                "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
+};
+
+/// Types has `executor`, `source`, `predict` and `sink`: where outcomes go. The sink has
+///
+///     bool make_room(std::size_t end)  for an indexed source, under its lock: slots for the samples below `end`
+///     void place_made(Lane&)           sets lane.slot for lane.index, for which there is room
+///     bool place(Lane&)                makes room and sets lane.slot; false: take no more samples
+///     void settled(slot, index)        the outcome in the slot is final; any thread
+///     supply room()                    whether one more sample may be taken in just now
+///     bool may_complete()              whether no lane, no pump and no retry means the end
+///     void complete()                  all is over; *this may be gone after it
+template <class Types>
+class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engine<Types>>> {
+  using executor_type = typename Types::executor;
+  using predict_type = typename Types::predict;
+  using sink_type = typename Types::sink;
   using lane = batch_lane<batch_engine>;
   using core = pump_core<batch_engine, lane>;
-  using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
-  using traits = predict_traits<Predict, typename source::reference>;
+  using traits = typename outcome_of<typename Types::source, predict_type>::traits;
   using value = typename traits::value;
 
  public:
-  using result = typename slot_of<value>::type;
+  using source = typename Types::source;
+  using result = typename outcome_of<source, predict_type>::result;
   using error_type = typename result::error_type;
+  using cell_type = typename source::cell;
 
-  static_assert(std::is_constructible_v<error_type, error>,
-                "cobatch: the error type E2 of an expected<U, E2> that predict returns must be constructible from "
-                "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
-
-  batch_engine(Executor& ex, View&& samples, Predict& predict, const batch_options& options, std::stop_token stop)
-      : core(options.max_concurrency),
-        ex_(ex),
-        predict_(predict),
-        source_(std::move(samples)),
-        results_(results_for(source_.size_hint())),
-        options_(options),
-        timed_(options.timeout != no_timeout || options.deadline != no_timeout),
-        gated_(options.semaphore != nullptr),
-        hands_out_tokens_(traits::takes_token && (timed_ || options.max_failures != unlimited || stop.stop_possible())),
-        user_stop_(std::move(stop)) {}
-
+  batch_engine(executor_type& ex, source& samples, predict_type& predict, sink_type& sink, const batch_options& options,
+               std::stop_token stop);
   ~batch_engine() {
     user_link_.reset();
     if (timekeeper_) timekeeper_.destroy();
+    this->abandon_lanes();
   }
 
-  /// Starts everything; true: `continuation` will be resumed on the executor, or already was. False: all is done.
-  bool start(std::coroutine_handle<> continuation);
+  /// Starts `pumps` pumps, or fewer if the executor or the cap allow no more.
+  void start(std::size_t pumps);
 
-  /// The outcomes, once.
-  std::vector<result> take();
+  /// Asks for the end: nothing starts any more, what is in flight is asked to stop.
+  void request_stop(halt why);
+
+  halt why_halted() const noexcept { return halt_.load(std::memory_order_relaxed); }
+  bool halted() const noexcept { return why_halted() != halt::none; }
+
+  /// Alone: `visit(range)` for what was handed out and never started.
+  template <class Visit>
+  void each_claimed(Visit&& visit) const {
+    for (std::size_t i = 0; i < station_count_; ++i) visit(stations_[i].range);
+  }
+
+  using core::start_another;
 
  private:
   friend core;
@@ -115,216 +197,210 @@ class batch_engine : public pump_core<batch_engine<Executor, View, Predict>, bat
   friend lane_base<lane>;
   friend timekeeper<batch_engine>;
 
-  struct make_unstarted {
-    void operator()(std::vector<result>& slots) const {
-      slots.emplace_back(unexpect, error(errc::not_started, {}, 0));
+  static constexpr bool has_timers = timed_executor<executor_type>;
+  static constexpr bool weighs = weighs_samples<predict_type>;
+  // A predict that takes its samples away cannot be called a second time with the same one.
+  static constexpr bool repeats =
+      !std::is_rvalue_reference_v<typename traits::argument> && std::is_move_constructible_v<cell_type>;
+
+  static constexpr std::uint64_t enough_latencies = 20;  // before a quantile of them means something
+
+  struct no_wait {};
+  static auto rate_wait_type() {
+    if constexpr (has_timers) {
+      return std::type_identity<attempt<decltype(std::declval<rate_limiter&>().acquire(
+          std::declval<executor_type&>(), std::size_t{1}, std::stop_token()))>>();
+    } else {
+      return std::type_identity<no_wait>();
     }
-    // Where anything will do until the outcome is there, a value of nothing but bits is the cheapest.
-    static constexpr bool any_will_do = std::is_same_v<error_type, error> && std::is_trivially_copyable_v<value> &&
-                                        std::is_trivially_default_constructible_v<value>;
-    void operator()(std::vector<result>& slots, std::size_t size) const { slots.resize(size); }
+  }
+  using rate_wait = typename decltype(rate_wait_type())::type;
+
+  struct retry_entry {
+    std::chrono::nanoseconds due;
+    std::uint64_t order = 0;
+    retry_entry* next = nullptr;
+    std::size_t index;
+    result* slot;
+    std::uint32_t attempts;
+    cell_type cell;
   };
-  struct make_failed {
-    void operator()(std::vector<result>& slots) const {
-      slots.emplace_back(unexpect, error(errc::exception, std::current_exception()));
-    }
-  };
-  static constexpr bool counted = std::ranges::sized_range<View>;
-  using results = std::conditional_t<counted, counted_results<result, make_unstarted>,
-                                     growing_results<result, make_unstarted, make_failed>>;
-  // Only our own error type is made under a lock.
-  static constexpr bool grows_under_lock = std::is_same_v<error_type, error>;
-  static constexpr bool has_timers = timed_executor<Executor>;
 
   struct on_user_stop {
     batch_engine* self;
     void operator()() const noexcept { self->request_stop(halt::user); }
   };
 
-  static results results_for(std::optional<std::size_t> size) {
-    if constexpr (counted) {
-      return results(*size);
-    } else {
-      return results();
-    }
-  }
-
   // -- for pump_core --
   executor_ref loop() noexcept { return ref(ex_); }
-  bool halted() const noexcept { return halt_.load(std::memory_order_relaxed) != halt::none; }
-  supply provide(station& here);
+  supply provide(station& here, lane* current);
   supply process(station& here, lane*& current, start_mark& mark);
   bool share(station& here);
-  void part_with(lane& self) noexcept { self.permit.release(); }
+  bool ask_at_turnstile() noexcept { return turnstile_.ask(); }
+  void part_with(lane& self, supply why);
+  bool more_came() const noexcept { return ready_retries_.load() != 0 && !halted(); }
+  bool may_add_lane() const noexcept { return !ended_; }
   void refused() noexcept { halt_once(halt::executor); }
   bool complete(std::uint64_t live);
   void resumed(lane& self);
 
-  // -- permits --
-  enum class admission : unsigned char { passed, waiting, refused };
-  admission admit(lane& self, start_mark& mark);
-  bool finish_admission(lane& self);
+  // -- what stands before an attempt --
+  supply prepare(station& here, lane& self, start_mark& mark);
+  verdict pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark);
+  verdict pass_rate(lane& self, start_mark& mark);
+  bool begin_wait(lane& self, lane_stage stage, std::stop_token& stop);
+  void end_wait(lane& self);
+  void permit_came(lane& self);
+  void rate_came(lane& self);
+  permit& permit_for(lane& self) noexcept;
+  bool has_all_permits(const lane& self) const noexcept;
+  void leave_turnstile(lane& self);
+  void end_waits(bool also_with_sample);
   void give_way(lane& self);
-  void end_admission() noexcept;
+  claim take_sample(station& here, lane& self);
+  bool take_retry(lane& self);
+  bool weigh(lane& self);
+  void refuse_sample(lane& self, error why);
 
   // -- one attempt --
   enum class begun : unsigned char { suspended, ready, settled };
-  claim take_sample(station& here, lane& self);
   begun begin(lane& self);
-  void conclude(lane& self);
-  void end_attempt(lane& self);
+  bool conclude(lane& self);
+  bool end_attempt(lane& self);
+  void end_sample(lane& self, cell_type& cell);
   template <class... Value>
-  void store(lane& self, Value&&... value);
-  void settle_exception(lane& self);
-  void settle(lane& self, error why);
-  void count_failure();
+  void store(lane& self, Value&&... outcome);
+  void failed(lane& self);
+  void unreadable(lane& self);
+  void settle(result* into, error why);
   errc reason(const lane& self) const noexcept;
 
+  // -- again --
+  bool retry(lane& self, cell_type& cell);
+  bool worth_retrying(const lane& self) const;
+  std::chrono::nanoseconds backoff(const lane& self) const;
+  void count_failure();
+  bool double_oldest(lane& twin);
+  lane* oldest_due_for_hedge(std::chrono::nanoseconds now);
+  void hedge_what_is_due(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds now);
+  bool take_hedge(lane& self);
+  std::chrono::nanoseconds hedge_delay() const noexcept;
+  bool end_pair(lane& self);
+
   // -- stopping and time --
-  void finish();
   bool halt_once(halt why) noexcept;
-  void request_stop(halt why);
-  std::chrono::nanoseconds after(std::chrono::nanoseconds delay) noexcept;
+  std::chrono::nanoseconds after(std::chrono::nanoseconds delay) noexcept { return later(now_of(ex_), delay); }
+  static std::chrono::nanoseconds later(std::chrono::nanoseconds from, std::chrono::nanoseconds delay) noexcept {
+    return delay > no_timeout - from ? no_timeout : from + delay;
+  }
   void watch(lane& self);
   void unwatch(lane& self);
+  std::chrono::nanoseconds next_event(std::chrono::nanoseconds now);
+  void wake_timekeeper();
   std::chrono::nanoseconds expire();
-  auto sleep(std::chrono::nanoseconds pause) { return ex_.schedule_after(pause, wake_timekeeper_.get_token()); }
-  bool woken() const noexcept { return wake_timekeeper_.stop_requested(); }
+  auto sleep(std::chrono::nanoseconds pause) { return ex_.schedule_after(pause, sleep_token_); }
+  bool woken() const noexcept { return sleep_token_.stop_requested(); }
   void timekeeper_ended();
 
   using core::mutex_, core::live_, core::stations_, core::station_count_, core::cap_;
 
-  Executor& ex_;
-  Predict& predict_;
-  source source_;
-  results results_;
+  executor_type& ex_;
+  predict_type& predict_;
+  source& source_;
+  sink_type& sink_;
   const batch_options options_;
-  const bool timed_;
-  const bool gated_;
+  const bool retries_on_;
+  const bool hedges_on_;
+  const bool timed_;       // a timekeeper is needed
+  const bool watched_;     // attempts have a timeout, may be hedged, or have their latency taken
+  const bool gated_;       // something must be had before an attempt
+  const bool each_anew_;   // the rate, or a weight: must be had for each sample anew
   const bool hands_out_tokens_;
-
-  std::coroutine_handle<> continuation_;
-  start_mark* start_mark_ = nullptr;
+  const bool plain_;       // none of all this
 
   // Set once, by whoever halts the batch; read before each sample. Orders nothing but itself.
   std::atomic<halt> halt_{halt::none};
-  std::atomic<std::size_t> failures_{0};  // a count, ordering nothing
-  // Taken (acquire) and left (release) by the one lane that may wait in options_.semaphore.
-  std::atomic<bool> admitting_{false};
-  std::atomic<bool> admission_waits_{false};  // a hint for give_way()
+  // Counts, ordering nothing.
+  std::atomic<std::size_t> failures_{0}, samples_started_{0}, retries_made_{0};
+  // Entries in retries_ that may be taken. seq_cst: the timekeeper first counts and then looks for room for a lane, a
+  // lane that goes first gives its room back and then looks here; one of them sees the other.
+  std::atomic<std::size_t> ready_retries_{0};
+  std::atomic<bool> hedge_wanted_{false};  // an attempt is due to be doubled and has no lane: a hint for the next free one
+  turnstile turnstile_;
+  std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for give_way()
 
-  // Guarded by mutex_.
-  intrusive_list<watched_tag> watched_;             // the lanes whose attempt has a timeout, the oldest first
-  std::chrono::nanoseconds deadline_ = no_timeout;  // the timekeeper's
-  bool ended_ = false;                              // the timekeeper is to end, and then to finish the batch
+  // Guarded by mutex_, down to sleep_token_.
+  intrusive_list<timeout_tag> with_timeout_;  // lanes whose attempt has a timeout, the oldest first
+  intrusive_list<hedge_tag> unhedged_;        // lanes whose attempt may still be doubled, the oldest first
+  retry_queue<retry_entry> retries_;
+  histogram latencies_;                       // of attempts, for hedge_policy::quantile
+  std::size_t hedges_made_ = 0;
+  std::chrono::nanoseconds deadline_ = no_timeout;
+  std::chrono::nanoseconds queue_deadline_ = no_timeout;  // of the lane that waits for a permit
+  bool queue_expired_ = false;
+  bool waiter_has_sample_ = false;
+  bool ended_ = false;           // complete, but for the timekeeper
+  bool looked_in_vain_ = false;  // the timekeeper found nothing to wait for when it last looked
+  bool dormant_ = false;         // it sleeps until it is woken
   bool timekeeper_gone_ = true;
+  std::stop_source wake_{std::nostopstate};
+  std::stop_source end_waits_{std::nostopstate};
+  std::stop_token sleep_token_;  // the timekeeper's own
 
+  std::optional<async_semaphore> weights_;
+  std::uint64_t seed_ = 0;
   std::coroutine_handle<> timekeeper_;
-  std::stop_source wake_timekeeper_{std::nostopstate};
-  std::stop_source end_admission_{std::nostopstate};
   std::stop_source stop_{std::nostopstate};
   std::stop_token user_stop_;
   std::optional<std::stop_callback<on_user_stop>> user_link_;
-  std::exception_ptr fatal_;  // no memory for results
 };
 
 // ---- Implementation ----
 
-/// One sample in flight; the promise of its own coroutine, so that it is one piece of memory.
-template <class Engine>
-class batch_lane : public lane_base<batch_lane<Engine>>, public list_link<watched_tag> {
-  using traits = typename Engine::traits;
+template <class Types>
+batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_type& predict, sink_type& sink,
+                                  const batch_options& options, std::stop_token stop)
+    : core(options.max_concurrency),
+      ex_(ex),
+      predict_(predict),
+      source_(samples),
+      sink_(sink),
+      options_(options),
+      retries_on_(options.retry.max_attempts > 1),
+      hedges_on_(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
+      timed_(has_timers && (options.timeout != no_timeout || options.deadline != no_timeout ||
+                            options.queue_timeout != no_timeout || hedges_on_ || retries_on_)),
+      watched_(options.timeout != no_timeout || hedges_on_),
+      gated_(options.semaphore || options.rate || (weighs && options.max_weight != unlimited)),
+      each_anew_(options.rate || (weighs && gated_)),
+      hands_out_tokens_(traits::takes_token &&
+                        (timed_ || options.max_failures != unlimited || stop.stop_possible() || Types::can_be_closed)),
+      plain_(!timed_ && !watched_ && !gated_ && !retries_on_ && options.max_failures == unlimited && !hands_out_tokens_),
+      user_stop_(std::move(stop)) {
+  if (weighs && options.max_weight != unlimited) weights_.emplace(options.max_weight);
+  if (retries_on_ && options.retry.jitter) seed_ = seed_or_random(options.retry.seed);
+}
 
- public:
-  using typename lane_base<batch_lane>::coroutine;
-
-  /// Null where there is no memory.
-  static batch_lane* make(Engine& engine) {
-    return guarded(
-        [&] {
-          batch_lane* const made = body(engine).made;
-          if (engine.hands_out_tokens_) made->renew_stop();
-          return made;
-        },
-        []() -> batch_lane* { return nullptr; });
-  }
-
-  explicit batch_lane(Engine& owner) noexcept : engine(owner) {}
-
-  /// Destroys a lane that is suspended for good.
-  void abandon() noexcept {
-    if constexpr (traits::is_awaitable) {
-      if (stage == running) work.abandon();
-    }
-    if (stage == admitted) admission.abandon();
-    this->handle().destroy();
-  }
-
-  /// Gives the next attempts a stop token that nobody has stopped, unless the batch has.
-  void renew_stop() {
-    link.reset();
-    stop = std::stop_source();
-    link.emplace(engine.stop_.get_token(), on_stop{this});
-  }
-
-  /// So that a stop of the batch reaches the attempt.
-  struct on_stop {
-    batch_lane* self;
-    void operator()() const noexcept {
-      const std::stop_source attempts = self->stop;  // the lane may end inside the call
-      attempts.request_stop();
-    }
-  };
-
-  struct no_work {};
-  using attempt_type = typename std::conditional_t<traits::is_awaitable, std::type_identity<attempt<typename traits::raw>>,
-                                                   std::type_identity<no_work>>::type;
-  using admission_type = attempt<decltype(std::declval<async_semaphore&>().acquire(1, std::stop_token()))>;
-
-  Engine& engine;
-  enum : unsigned char { idle, running, admitted } stage = idle;  // what its handle waits for
-  bool timed_out = false;                                         // guarded by the engine's mutex_ while watched
-  typename Engine::result* slot = nullptr;
-  std::size_t index = 0;
-  [[no_unique_address]] typename Engine::source::cell cell;
-  [[no_unique_address]] attempt_type work;
-  cobatch::permit permit;
-  admission_type admission;
-  std::chrono::nanoseconds due{};
-  std::stop_source stop{std::nostopstate};
-  std::optional<std::stop_callback<on_stop>> link;
-
- private:
-  static coroutine body(Engine&) {
-    for (;;) co_await typename lane_base<batch_lane>::pass_on();
-  }
-};
-
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> continuation) {
-  continuation_ = continuation;
-  std::size_t pumps = std::min(concurrency_of(ex_), cap_);
-  if (const std::optional<std::size_t> size = source_.size_hint()) pumps = std::min(pumps, *size);
+template <class Types>
+void batch_engine<Types>::start(std::size_t pumps) {
   this->open_stations(std::min(concurrency_of(ex_), cap_));
-  if constexpr (counted && !grows_under_lock) results_.grow_all();
+  pumps = std::clamp<std::size_t>(pumps, 1, station_count_);
   if (hands_out_tokens_) stop_ = std::stop_source();
-  if (gated_) end_admission_ = std::stop_source();
+  if (gated_) end_waits_ = std::stop_source();
+  if (timed_) wake_ = std::stop_source();
 
-  // From here on nothing throws.
   lane* first = nullptr;
-  for (std::size_t i = 0; i < std::max<std::size_t>(pumps, 1); ++i) {
+  for (std::size_t i = 0; i < pumps; ++i) {
     lane* const made = this->new_lane();
-    if (!made && !first) fail("no memory for a single lane");
     if (!made) break;
     made->next_parked = first;
     first = made;
   }
-  start_mark mark(this);
-  start_mark_ = &mark;
+  if (!first) throw_bad_alloc();
+  // From here on nothing throws.
   if (user_stop_.stop_possible()) user_link_.emplace(std::move(user_stop_), on_user_stop{this});
   if constexpr (has_timers) {
     if (timed_) {
-      wake_timekeeper_ = std::stop_source();
       if (options_.deadline != no_timeout) deadline_ = after(options_.deadline);
       timekeeper_ = timekeeper<batch_engine>::of(*this).handle();
       timekeeper_gone_ = false;
@@ -345,123 +421,86 @@ bool batch_engine<Executor, View, Predict>::start(std::coroutine_handle<> contin
     }
     // After the last one *this may be gone.
   }
-  return !mark.finished();
 }
 
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::take() -> std::vector<result> {
-  if (fatal_) std::rethrow_exception(fatal_);
-  if constexpr (counted) {
-    const std::size_t handed_out = source_.handed_out();
-    results_.grow_all();
-    const errc why = halt_.load(std::memory_order_relaxed) == halt::executor ? errc::executor_stopped : errc::not_started;
-    const auto never_started = [&](index_range range) {
-      for (; !range.empty(); ++range.begin) *results_.slot(range.begin) = result(unexpect, error(why, {}, 0));
-    };
-    never_started({std::min(handed_out, results_.size()), results_.size()});
-    if constexpr (source::indexed) {
-      source_.each_returned(never_started);
-      for (std::size_t i = 0; i < station_count_; ++i) never_started(stations_[i].range);
-    }
-  }
-  return results_.take();
-}
+// -- for pump_core --
 
 /// The lane's handle was resumed: the executor lets it start or come back, or what it waited for has happened.
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::resumed(lane& self) {
-  if (self.stage == lane::running) {
-    conclude(self);
-    if (!runs_here(ex_)) {
-      if (execute_on(ex_, self.handle())) return;  // *this may be gone
-      refused();
-    }
-  } else if (self.stage == lane::admitted) {
-    // On the executor: that is where a semaphore resumes who waited there. Somebody must queue for the next permit.
-    if (finish_admission(self) && station_count_ > 1) this->start_another();  // self is alive: never the last one
+template <class Types>
+void batch_engine<Types>::resumed(lane& self) {
+  const bool waited = self.stage != lane_stage::idle && self.stage != lane_stage::twin;
+  switch (self.stage) {
+    case lane_stage::idle: break;
+    case lane_stage::attempt:
+      if (!conclude(self)) return;  // its sample is still in use, it will be resumed again; *this may be gone
+      break;
+    case lane_stage::permit: permit_came(self); break;
+    case lane_stage::rate: rate_came(self); break;
+    case lane_stage::twin: self.stage = lane_stage::idle; break;
+  }
+  if (waited && !runs_here(ex_)) {
+    if (execute_on(ex_, self.handle())) return;  // *this may be gone
+    refused();
   }
   this->pump(self);
 }
 
-/// One sample, from its permit to its outcome, or to where it suspends: then `current` is null.
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::process(station& here, lane*& current, start_mark& mark) -> supply {
+/// One sample, from its permits to its outcome, or to where it suspends: then `current` is null.
+template <class Types>
+supply batch_engine<Types>::process(station& here, lane*& current, start_mark& mark) {
   lane& self = *current;
-  if (gated_) [[unlikely]] {
-    switch (admit(self, mark)) {
-      case admission::passed: break;
-      case admission::waiting: current = nullptr; return supply::none;
-      case admission::refused: return supply::none;
+  if (plain_) [[likely]] {
+    switch (take_sample(here, self)) {
+      case claim::taken: break;
+      case claim::exhausted: return supply::none;
+      case claim::elsewhere: return supply::contended;
     }
-  }
-  switch (take_sample(here, self)) {
-    case claim::taken: break;
-    case claim::exhausted: return supply::none;
-    case claim::elsewhere: return supply::contended;
+  } else {
+    const supply prepared = prepare(here, self, mark);
+    if (prepared == supply::lost) current = nullptr;  // self may be gone
+    if (prepared != supply::ready) return prepared;
+    if (!self.has_sample) return supply::ready;  // it came to its end on the way
   }
   const begun state = begin(self);
+  bool kept = true;
   if (state == begun::settled) {
-    end_attempt(self);
-    return supply::ready;
-  }
-  if (state == begun::suspended) {
-    if (!mark.finished()) {  // self may be gone
-      current = nullptr;
-      return supply::ready;
+    if (!plain_) {
+      kept = end_attempt(self);
+    } else {
+      sink_.settled(self.slot, self.index);
     }
-    mark.reopen(&self);
+  } else {
+    if (state == begun::suspended) {
+      if (!mark.finished()) {  // self may be gone
+        current = nullptr;
+        return supply::ready;
+      }
+      mark.reopen(&self);
+    }
+    kept = conclude(self);
   }
-  conclude(self);
+  if (!kept) current = nullptr;
   return supply::ready;
 }
 
-/// Sees to it that the station has a claim, if there is anything left to claim.
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::provide(station& here) -> supply {
+template <class Types>
+supply batch_engine<Types>::provide(station& here, lane* current) {
+  if (!plain_ && ((current && current->has_sample) || ready_retries_.load() != 0 ||
+                  hedge_wanted_.load(std::memory_order_relaxed))) {
+    return supply::ready;
+  }
+  if (const supply room = sink_.room(); room != supply::ready) return room;
   if constexpr (source::indexed) {
     if (!here.range.empty()) return supply::ready;
-    const auto grow = [&](std::size_t end) {
-      if constexpr (grows_under_lock) results_.grow(end);
-    };
-    if (source_.refill(here.range, station_count_, grow)) return supply::ready;
+    if (source_.refill(here.range, station_count_, [&](std::size_t end) { sink_.make_room(end); })) return supply::ready;
     return this->steal(here);
   } else {
     return source_.exhausted() ? supply::none : supply::ready;
   }
 }
 
-template <class Executor, class View, class Predict>
-claim batch_engine<Executor, View, Predict>::take_sample(station& here, lane& self) {
-  if constexpr (source::indexed) {
-    self.index = here.range.begin++;
-    self.slot = results_.slot(self.index);
-    return claim::taken;
-  } else {
-    const auto place = [&](std::size_t index) {
-      return guarded(
-          [&] {
-            if (!results_.grow(index + 1)) return false;
-            self.index = index;
-            self.slot = results_.slot(index);
-            return true;
-          },
-          [&] {
-            fatal_ = std::current_exception();
-            return false;
-          });
-    };
-    const auto failed = [&] {
-      settle(self, error(errc::input_failed, std::current_exception(), 0));
-      halt_once(halt::input);
-    };
-    const claim answer = source_.pull(self.cell, place, failed);
-    if (answer == claim::exhausted && gated_) end_admission();
-    return answer;
-  }
-}
-
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::share(station& here) {
+template <class Types>
+bool batch_engine<Types>::share(station& here) {
   if constexpr (source::indexed) {
     const std::size_t left = here.range.size();
     const index_range half{here.range.begin + left / 2, here.range.end};
@@ -473,100 +512,331 @@ bool batch_engine<Executor, View, Predict>::share(station& here) {
   }
 }
 
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::complete(std::uint64_t) {
-  if (has_timers && timed_) {
-    std::stop_source wake = wake_timekeeper_;
-    bool gone = false;
-    {
-      const std::lock_guard lock(mutex_);
-      ended_ = true;
-      gone = timekeeper_gone_;
-    }
-    if (!gone) {
-      wake.request_stop();  // *this may be gone
-      return true;
-    }
+template <class Types>
+void batch_engine<Types>::part_with(lane& self, supply why) {
+  if (self.pair) {
+    // The second attempt of a sample that will not be made.
+    self.own.emplace(unexpect, error(reason(self), {}, self.attempts));
+    self.has_sample = false;
+    end_pair(self);
+  } else if (self.has_sample) {
+    // Read, but it will not be started; where it had been tried before, its last error stands.
+    const errc unstarted = why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
+    if (self.attempts == 0) settle(self.slot, error(unstarted, {}, 0));
+    self.has_sample = false;
+    sink_.settled(self.slot, self.index);
   }
-  finish();
+  self.limit_permit.release();
+  self.shared_permit.release();
+  self.weight_permit.release();
+  leave_turnstile(self);
+  if (gated_ && why == supply::none) end_waits(false);
+}
+
+/// False: a sample sleeps and will come back, or a stream only pauses.
+template <class Types>
+bool batch_engine<Types>::complete(std::uint64_t live) {
+  std::stop_source wake{std::nostopstate};
+  {
+    const std::lock_guard lock(mutex_);
+    if (!halted() && (!retries_.empty() || !sink_.may_complete())) return false;
+    if (ended_ || live_.load() != live) return false;
+    ended_ = true;
+    if (!timekeeper_gone_) wake = wake_;
+  }
+  if (wake.stop_possible()) {
+    wake.request_stop();  // *this may be gone: the timekeeper completes it
+  } else {
+    sink_.complete();
+  }
   return true;
 }
 
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::timekeeper_ended() {
-  {
-    const std::lock_guard lock(mutex_);
-    timekeeper_ = nullptr;
-    timekeeper_gone_ = true;
-    if (!ended_) return;  // its timers are gone before the batch is
+// -- what stands before an attempt --
+
+/// Everything that must be had before an attempt. ready: has_sample tells whether there is one to start; lost: the lane
+/// waits, and goes on here when it is resumed; none and contended as for a pump.
+template <class Types>
+supply batch_engine<Types>::prepare(station& here, lane& self, start_mark& mark) {
+  if (hedges_on_) take_hedge(self);
+  if (gated_ && self.step != admission_step::done && !self.has_turn && !has_all_permits(self)) {
+    if (!turnstile_.enter()) return supply::queued;
+    self.has_turn = true;
   }
-  finish();
+  const auto read = [&] {
+    const claim answer = take_sample(here, self);
+    return answer == claim::taken ? supply::ready : answer == claim::exhausted ? supply::none : supply::contended;
+  };
+  for (;;) {
+    verdict found = verdict::passed;
+    switch (self.step) {
+      case admission_step::limit:
+        break;
+      case admission_step::shared:
+        if (options_.semaphore && !weighs) found = pass(self, self.shared_permit, *options_.semaphore, 1, mark);
+        break;
+      case admission_step::sample:
+        if (!self.has_sample) {
+          if (const supply got = read(); got != supply::ready) return got;
+        }
+        if (weighs && !weigh(self)) return supply::ready;
+        break;
+      case admission_step::weight:
+        if (weights_) found = pass(self, self.weight_permit, *weights_, self.weight, mark);
+        break;
+      case admission_step::weighted_shared:
+        if (options_.semaphore && weighs) found = pass(self, self.shared_permit, *options_.semaphore, self.weight, mark);
+        break;
+      case admission_step::rate:
+        if (options_.rate) found = pass_rate(self, mark);
+        break;
+      case admission_step::done:
+        leave_turnstile(self);
+        self.step = admission_step::limit;
+        return supply::ready;
+    }
+    switch (found) {
+      case verdict::passed: self.step = static_cast<admission_step>(static_cast<std::uint8_t>(self.step) + 1); continue;
+      case verdict::waits: return supply::lost;  // self may be gone
+      case verdict::stopped:
+        if (halted()) return supply::none;
+        if (!std::exchange(self.queue_expired, false)) return supply::none;  // nothing left to wait for
+        if (!self.has_sample) {
+          if (const supply got = read(); got != supply::ready) return got;
+        }
+        refuse_sample(self, error(errc::queue_timed_out, {}, self.attempts));
+        return supply::ready;
+      case verdict::too_heavy:
+        refuse_sample(self, error(errc::cost_exceeds_capacity, {}, self.attempts));
+        return supply::ready;
+    }
+  }
 }
 
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::finish() {
-  if (start_mark::finish(start_mark_, this)) return;  // still inside start()
-  continuation_.resume();
+/// The sample comes to its end before its first attempt, or its next one.
+template <class Types>
+void batch_engine<Types>::refuse_sample(lane& self, error why) {
+  settle(self.slot, std::move(why));
+  self.has_sample = false;
+  self.step = admission_step::limit;
+  self.weight_permit.release();
+  if (weighs) self.shared_permit.release();
+  leave_turnstile(self);
+  count_failure();
+  sink_.settled(self.slot, self.index);
 }
 
-// -- permits --
-
-/// A permit of the shared semaphore for a lane that has none.
-///
-/// Only one lane of a batch waits in the semaphore at a time, so that a batch whose own cap is large keeps no crowd
-/// there. The others end; the one that waited sees to it that another one takes its place.
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::admit(lane& self, start_mark& mark) -> admission {
-  if (self.permit) return admission::passed;
-  if (auto taken = options_.semaphore->try_acquire()) {
-    self.permit = std::move(*taken);
-    return admission::passed;
+/// False: it has no weight, its cost() threw.
+template <class Types>
+bool batch_engine<Types>::weigh([[maybe_unused]] lane& self) {
+  if constexpr (weighs) {
+    const auto cost = [&] {
+      const std::size_t asked = predict_.cost(std::as_const(source_.get(*self.sample, self.index)));
+      self.weight = std::max<std::size_t>(asked, 1);
+      return true;
+    };
+    return guarded(cost, [&] {
+      refuse_sample(self, error(errc::exception, std::current_exception(), self.attempts));
+      return false;
+    });
+  } else {
+    return true;
   }
-  if (admitting_.exchange(true, std::memory_order_acquire)) return admission::refused;
-  admission_waits_.store(true, std::memory_order_relaxed);
-  self.stage = lane::admitted;
-  const bool settled = self.admission.start(
-      [&] { return options_.semaphore->acquire(1, end_admission_.get_token()); }, self.handle());
-  if (!settled) {
-    if (!mark.finished()) return admission::waiting;  // self may be gone
+}
+
+template <class Types>
+auto batch_engine<Types>::pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark)
+    -> verdict {
+  if (into) return verdict::passed;
+  if (self.came_back != verdict::waits) return std::exchange(self.came_back, verdict::waits);
+  if (auto taken = gate.try_acquire(weight)) {
+    into = std::move(*taken);
+    return verdict::passed;
+  }
+  std::stop_token stop;
+  if (!begin_wait(self, lane_stage::permit, stop)) return verdict::stopped;
+  if (!self.permit_wait.start([&] { return gate.acquire(weight, std::move(stop)); }, self.handle())) {
+    if (!mark.finished()) return verdict::waits;  // self may be gone
     mark.reopen(&self);
   }
-  return finish_admission(self) ? admission::passed : admission::refused;
+  permit_came(self);
+  return std::exchange(self.came_back, verdict::waits);
 }
 
-/// True: the lane has its permit.
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::finish_admission(lane& self) {
-  self.stage = lane::idle;
-  self.admission.resume([&](auto outcome) {
-    if (outcome) self.permit = std::move(*outcome);
+template <class Types>
+auto batch_engine<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]] start_mark& mark) -> verdict {
+  if constexpr (has_timers) {
+    if (self.came_back != verdict::waits) return std::exchange(self.came_back, verdict::waits);
+    if (options_.rate->try_acquire(ex_, self.weight)) return verdict::passed;
+    std::stop_token stop;
+    if (!begin_wait(self, lane_stage::rate, stop)) return verdict::stopped;
+    if (!self.rate_wait.start([&] { return options_.rate->acquire(ex_, self.weight, std::move(stop)); }, self.handle())) {
+      if (!mark.finished()) return verdict::waits;  // self may be gone
+      mark.reopen(&self);
+    }
+    rate_came(self);
+    return std::exchange(self.came_back, verdict::waits);
+  } else {
+    return verdict::passed;
+  }
+}
+
+/// False: the batch is halted, or there is nothing left to wait for.
+template <class Types>
+bool batch_engine<Types>::begin_wait(lane& self, lane_stage stage, std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  // Under the lock: whoever halts or ends the waiting afterwards stops this very token.
+  if (halted()) return false;
+  if constexpr (!source::indexed) {
+    if (!self.has_sample && source_.exhausted() && ready_retries_.load() == 0) return false;
+  }
+  stop = end_waits_.get_token();
+  self.stage = stage;
+  someone_waits_.store(true, std::memory_order_relaxed);
+  waiter_has_sample_ = self.has_sample;
+  if (options_.queue_timeout == no_timeout) return true;
+  queue_deadline_ = after(options_.queue_timeout);
+  const bool wake = dormant_;
+  lock.unlock();
+  if (wake) wake_timekeeper();
+  return true;
+}
+
+template <class Types>
+void batch_engine<Types>::end_wait(lane& self) {
+  self.stage = lane_stage::idle;
+  const std::lock_guard lock(mutex_);
+  someone_waits_.store(false, std::memory_order_relaxed);
+  queue_deadline_ = no_timeout;
+  self.queue_expired = std::exchange(queue_expired_, false);
+}
+
+template <class Types>
+void batch_engine<Types>::permit_came(lane& self) {
+  end_wait(self);
+  self.permit_wait.resume([&](auto outcome) {
+    if (outcome) {
+      permit_for(self) = std::move(*outcome);
+      self.came_back = verdict::passed;
+    } else {
+      self.came_back =
+          outcome.error().code == errc::cost_exceeds_capacity ? verdict::too_heavy : verdict::stopped;
+    }
   });
-  admission_waits_.store(false, std::memory_order_relaxed);
-  admitting_.store(false, std::memory_order_release);
-  return static_cast<bool>(self.permit);
 }
 
-/// Between two samples: the permit goes to whoever waits for one, unless that is only ourselves.
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::give_way(lane& self) {
-  const std::size_t ours = admission_waits_.load(std::memory_order_relaxed) ? 1 : 0;
-  if (options_.semaphore->waiting() > ours) self.permit.release();
+template <class Types>
+void batch_engine<Types>::rate_came([[maybe_unused]] lane& self) {
+  if constexpr (has_timers) {
+    end_wait(self);
+    self.rate_wait.resume([&](bool granted) { self.came_back = granted ? verdict::passed : verdict::stopped; });
+  }
 }
 
-/// No sample is left, or none may start any more: nobody needs to wait for a permit.
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::end_admission() noexcept {
-  std::stop_source waits = end_admission_;  // *this may be gone while it is asked
+template <class Types>
+permit& batch_engine<Types>::permit_for(lane& self) noexcept {
+  switch (self.step) {
+    case admission_step::limit: return self.limit_permit;
+    case admission_step::weight: return self.weight_permit;
+    default: return self.shared_permit;
+  }
+}
+
+template <class Types>
+bool batch_engine<Types>::has_all_permits(const lane& self) const noexcept {
+  return !each_anew_ && (!options_.semaphore || self.shared_permit);
+}
+
+template <class Types>
+void batch_engine<Types>::leave_turnstile(lane& self) {
+  // self is alive, so the one that is started is never the last: no check is due.
+  if (std::exchange(self.has_turn, false) && turnstile_.leave() && !halted()) this->start_another();
+}
+
+/// No sample is left: nobody needs to wait for a permit; or none may start any more, also none that was read.
+template <class Types>
+void batch_engine<Types>::end_waits(bool also_with_sample) {
+  std::stop_source waits{std::nostopstate};
+  {
+    const std::lock_guard lock(mutex_);
+    if (!someone_waits_.load(std::memory_order_relaxed) || (waiter_has_sample_ && !also_with_sample)) return;
+    waits = end_waits_;
+    guarded([&] { end_waits_ = std::stop_source(); }, [] {});
+  }
   waits.request_stop();
+}
+
+/// Between two samples: a permit goes to whoever waits for one, unless that is only ourselves, and where the limit was
+/// lowered. What each sample must have anew is given back in any case.
+template <class Types>
+void batch_engine<Types>::give_way(lane& self) {
+  self.limit_permit.release();
+  self.weight_permit.release();
+  if (!self.shared_permit) return;
+  const std::size_t ours = someone_waits_.load(std::memory_order_relaxed) ? 1 : 0;
+  if (weighs || options_.semaphore->waiting() > ours || semaphore_access::core(*options_.semaphore).overdrawn()) {
+    self.shared_permit.release();
+  }
+}
+
+template <class Types>
+claim batch_engine<Types>::take_sample(station& here, lane& self) {
+  if (!plain_ && take_retry(self)) return claim::taken;
+  if constexpr (source::indexed) {
+    if (here.range.empty()) return claim::elsewhere;  // what was ready somebody else has taken: look again
+    self.index = here.range.begin++;
+    sink_.place_made(self);
+  } else {
+    const auto place = [&](std::size_t index) {
+      self.index = index;
+      return sink_.place(self);
+    };
+    const auto no_sample = [&] {
+      unreadable(self);
+      sink_.settled(self.slot, self.index);
+    };
+    if (const claim answer = source_.pull(self.cell, place, no_sample); answer != claim::taken) return answer;
+  }
+  self.target = self.slot;
+  self.attempts = 0;
+  self.has_sample = true;
+  return claim::taken;
+}
+
+/// A sample whose time to be tried again has come.
+template <class Types>
+bool batch_engine<Types>::take_retry(lane& self) {
+  if (ready_retries_.load() == 0) return false;
+  std::unique_ptr<retry_entry> entry;
+  {
+    const std::lock_guard lock(mutex_);
+    entry = retries_.pop_ready();
+  }
+  if (!entry) return false;
+  ready_retries_.fetch_sub(1);
+  self.index = entry->index;
+  self.slot = self.target = entry->slot;
+  self.attempts = entry->attempts;
+  std::destroy_at(&self.cell);
+  std::construct_at(&self.cell, std::move(entry->cell));
+  self.has_sample = true;
+  return true;
 }
 
 // -- one attempt --
 
-template <class Executor, class View, class Predict>
-auto batch_engine<Executor, View, Predict>::begin(lane& self) -> begun {
-  if (timed_) watch(self);
+template <class Types>
+auto batch_engine<Types>::begin(lane& self) -> begun {
+  self.has_sample = false;
+  ++self.attempts;
+  bool readable = false;
   const auto call = [&]() -> typename traits::raw {
-    auto&& sample = static_cast<typename traits::argument>(source_.get(self.cell, self.index));
+    auto&& sample = static_cast<typename traits::argument>(source_.get(*self.sample, self.index));
+    readable = true;
+    if (!plain_) [[unlikely]] {
+      if (self.attempts == 1) samples_started_.fetch_add(1, std::memory_order_relaxed);
+      if (watched_) watch(self);
+    }
     if constexpr (traits::takes_token) {
       return std::invoke(predict_, static_cast<typename traits::argument>(sample), self.stop.get_token());
     } else {
@@ -575,92 +845,91 @@ auto batch_engine<Executor, View, Predict>::begin(lane& self) -> begun {
   };
   const auto attempted = [&]() -> begun {
     if constexpr (traits::is_awaitable) {
-      self.stage = lane::running;
+      self.stage = lane_stage::attempt;
       return self.work.start(call, self.handle()) ? begun::ready : begun::suspended;
+    } else if constexpr (std::is_void_v<typename traits::raw>) {
+      call();
+      store(self);
+      return begun::settled;
     } else {
-      if constexpr (std::is_void_v<typename traits::raw>) {
-        call();
-        store(self);
-      } else {
-        store(self, call());
-      }
+      store(self, call());
       return begun::settled;
     }
   };
-  const auto threw = [&]() -> begun {
-    settle_exception(self);
+  return guarded(attempted, [&]() -> begun {
+    self.stage = lane_stage::idle;
+    if (readable) {
+      failed(self);
+    } else {
+      unreadable(self);
+    }
     return begun::settled;
-  };
-  return guarded(attempted, threw);
+  });
 }
 
-/// Predict's awaitable has come to its end.
-template <class Executor, class View, class Predict>
-[[gnu::always_inline]] inline void batch_engine<Executor, View, Predict>::conclude(lane& self) {
+/// Predict's awaitable has come to its end. False: the lane waits for the other attempt of its sample; self may be gone.
+template <class Types>
+[[gnu::always_inline]] inline bool batch_engine<Types>::conclude(lane& self) {
   if constexpr (traits::is_awaitable) {
-    self.stage = lane::idle;
+    self.stage = lane_stage::idle;
     guarded([&] { self.work.resume([&](auto&&... outcome) { store(self, std::forward<decltype(outcome)>(outcome)...); }); },
-            [&] { settle_exception(self); });
-    end_attempt(self);
+            [&] { failed(self); });
   }
+  if (!plain_) [[unlikely]] return end_attempt(self);
+  sink_.settled(self.slot, self.index);
+  return true;
 }
 
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::end_attempt(lane& self) {
-  self.stage = lane::idle;
-  if (timed_) [[unlikely]] unwatch(self);
-  if (gated_) [[unlikely]] give_way(self);
+/// Inside the handler of what predict threw.
+template <class Types>
+void batch_engine<Types>::failed(lane& self) {
+  if (watched_) unwatch(self);
+  settle(self.target, error(reason(self), std::current_exception(), self.attempts));
+}
+
+/// Inside the handler of what the input threw where this sample should have been.
+template <class Types>
+void batch_engine<Types>::unreadable(lane& self) {
+  settle(self.slot, error(errc::input_failed, std::current_exception(), 0));
+  halt_once(halt::input);
 }
 
 /// Writes what predict came to. Whatever throws here is the sample's exception.
-template <class Executor, class View, class Predict>
+template <class Types>
 template <class... Value>
-void batch_engine<Executor, View, Predict>::store(lane& self, Value&&... outcome) {
-  result& slot = *self.slot;
+void batch_engine<Types>::store(lane& self, Value&&... outcome) {
+  if (watched_) [[unlikely]] unwatch(self);
+  result& slot = *self.target;
   if constexpr (std::is_void_v<value>) {
     slot.emplace();
   } else if constexpr (is_expected<value>) {
-    slot = result(std::forward<Value>(outcome)...);
+    rewrite(slot, std::forward<Value>(outcome)...);
     if (!slot.has_value()) {
-      if (const errc why = reason(self); why != errc::exception) {
-        settle(self, error(why));
+      if constexpr (std::is_same_v<error_type, error>) {
+        slot.error().attempts = self.attempts;
+        if (const errc why = reason(self); why != errc::exception) slot.error().code = why;
       } else {
-        count_failure();
+        if (const errc why = reason(self); why != errc::exception) settle(&slot, error(why, {}, self.attempts));
       }
     }
   } else if constexpr (std::is_nothrow_constructible_v<value, Value...>) {
     slot.emplace(std::forward<Value>(outcome)...);
   } else {
-    slot = result(std::in_place, std::forward<Value>(outcome)...);
+    rewrite(slot, std::in_place, std::forward<Value>(outcome)...);
   }
 }
 
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::settle_exception(lane& self) {
-  settle(self, error(reason(self), std::current_exception()));
-}
-
-/// Writes an error. If the user's own error type throws while it is made from ours, the slot stays "not started".
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::settle(lane& self, error why) {
-  guarded([&] { *self.slot = result(unexpect, std::move(why)); }, [] {});
-  count_failure();
-}
-
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::count_failure() {
-  if (options_.max_failures == unlimited || halted()) return;
-  if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 >= options_.max_failures) request_stop(halt::failures);
+/// Writes an error. If the user's own error type throws while it is made from ours, the slot stays as it was.
+template <class Types>
+void batch_engine<Types>::settle(result* into, error why) {
+  guarded([&] { rewrite(*into, unexpect, std::move(why)); }, [] {});
 }
 
 /// What a failure is called: after a stop was asked for, that is the reason of the stop.
-template <class Executor, class View, class Predict>
-errc batch_engine<Executor, View, Predict>::reason(const lane& self) const noexcept {
-  if (timed_) {
-    const std::lock_guard lock(mutex_);
-    if (self.timed_out) return errc::timed_out;
-  }
-  switch (halt_.load(std::memory_order_relaxed)) {
+template <class Types>
+errc batch_engine<Types>::reason(const lane& self) const noexcept {
+  if (self.timed_out) return errc::timed_out;
+  switch (why_halted()) {
     case halt::user:
     case halt::failures: return errc::cancelled;
     case halt::deadline: return errc::deadline_exceeded;
@@ -671,54 +940,320 @@ errc batch_engine<Executor, View, Predict>::reason(const lane& self) const noexc
   return errc::exception;
 }
 
+/// The attempt's outcome is in self.target. False: the lane was lost.
+template <class Types>
+bool batch_engine<Types>::end_attempt(lane& self) {
+  if (watched_) {
+    if (self.pair) return end_pair(self);
+  }
+  give_way(self);
+  end_sample(self, self.cell);
+  return true;
+}
+
+/// The sample's outcome is in self.slot: final, or a reason to try again.
+template <class Types>
+void batch_engine<Types>::end_sample(lane& self, cell_type& cell) {
+  if (!self.slot->has_value()) {
+    if constexpr (repeats) {
+      if (retries_on_ && retry(self, cell)) return;
+    }
+    count_failure();
+  }
+  sink_.settled(self.slot, self.index);
+}
+
+template <class Types>
+void batch_engine<Types>::count_failure() {
+  if (options_.max_failures == unlimited || halted()) return;
+  if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 >= options_.max_failures) request_stop(halt::failures);
+}
+
+// -- again --
+
+/// True: the sample sleeps and comes back; until then its last error stands in its slot.
+template <class Types>
+bool batch_engine<Types>::retry(lane& self, cell_type& cell) {
+  const retry_policy& policy = options_.retry;
+  if (halted() || self.attempts >= policy.max_attempts || !worth_retrying(self)) return false;
+  const double made = static_cast<double>(retries_made_.fetch_add(1, std::memory_order_relaxed) + 1);
+  const auto give_up = [&] {
+    retries_made_.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  };
+  if (made > policy.budget * static_cast<double>(samples_started_.load(std::memory_order_relaxed))) return give_up();
+
+  const std::chrono::nanoseconds delay = has_timers ? backoff(self) : std::chrono::nanoseconds::zero();
+  const bool at_once = delay <= std::chrono::nanoseconds::zero();
+  // An entry that need not sleep is due at the beginning of time.
+  const std::chrono::nanoseconds due = at_once ? std::chrono::nanoseconds::min() : after(delay);
+  const auto make = [&] {
+    return std::make_unique<retry_entry>(retry_entry{due, 0, nullptr, self.index, self.slot, self.attempts, std::move(cell)});
+  };
+  std::unique_ptr<retry_entry> entry = guarded(make, [] { return std::unique_ptr<retry_entry>(); });
+  if (!entry) return give_up();
+  bool is_next = false;
+  {
+    const std::lock_guard lock(mutex_);
+    is_next = guarded([&] { return retries_.push(entry); }, [] { return false; });
+    if (!entry && at_once) ready_retries_.fetch_add(retries_.wake(due));
+  }
+  if (entry) return give_up();
+  if (is_next && !at_once) wake_timekeeper();
+  return true;
+}
+
+template <class Types>
+bool batch_engine<Types>::worth_retrying(const lane& self) const {
+  if (!options_.retry.retry_if) return true;
+  if constexpr (std::is_same_v<error_type, error>) {
+    return options_.retry.retry_if(self.slot->error());
+  } else {
+    return options_.retry.retry_if(error(self.timed_out ? errc::timed_out : errc::exception, {}, self.attempts));
+  }
+}
+
+template <class Types>
+std::chrono::nanoseconds batch_engine<Types>::backoff(const lane& self) const {
+  const retry_policy& policy = options_.retry;
+  double length = static_cast<double>(policy.initial_backoff.count()) * std::pow(policy.multiplier, self.attempts - 1);
+  length = std::min(length, static_cast<double>(policy.max_backoff.count()));
+  if (policy.jitter) length *= unit_interval(mix(seed_ ^ mix(self.index * 0x100 + self.attempts)));
+  const std::chrono::nanoseconds own(static_cast<std::int64_t>(length));
+  return std::max(own, asked_delay(self.slot->error()));
+}
+
+/// Lets `twin`, a lane without a sample, make a second attempt of the sample that has been in flight longest, if it is due
+/// and all it needs is to be had at once. False: the lane is as it was.
+template <class Types>
+bool batch_engine<Types>::double_oldest(lane& twin) {
+  lane* slow = nullptr;
+  std::chrono::nanoseconds began{};
+  std::size_t weight = 1;
+  {
+    const std::chrono::nanoseconds now = now_of(ex_);
+    const std::lock_guard lock(mutex_);
+    slow = oldest_due_for_hedge(now);
+    if (!slow) return false;
+    began = slow->started;
+    weight = slow->weight;
+  }
+  bool equipped = true;
+  const auto take = [&](permit& into, async_semaphore& gate, std::size_t n) {
+    if (into || !equipped) return;
+    if (auto taken = gate.try_acquire(n)) {
+      into = std::move(*taken);
+    } else {
+      equipped = false;
+    }
+  };
+  if (weights_) take(twin.weight_permit, *weights_, weight);
+  if (options_.semaphore) take(twin.shared_permit, *options_.semaphore, weighs ? weight : 1);
+  std::unique_ptr<hedge_pair<lane>> pair;
+  if (equipped) guarded([&] { pair = std::make_unique<hedge_pair<lane>>(); }, [] {});
+  if constexpr (has_timers) equipped = pair && (!options_.rate || options_.rate->try_acquire(ex_, weight));
+
+  const std::lock_guard lock(mutex_);
+  // It may have ended in the meantime, or be in flight again with another sample.
+  if (!equipped || halted() || unhedged_.first() != static_cast<list_link<hedge_tag>*>(slow) || slow->started != began) {
+    return false;
+  }
+  unhedged_.erase(*unhedged_.first());
+  ++hedges_made_;
+  pair->runners[0] = slow;
+  pair->runners[1] = &twin;
+  twin.index = slow->index;
+  twin.slot = slow->slot;
+  twin.sample = slow->sample;
+  twin.weight = weight;
+  twin.attempts = slow->attempts;
+  twin.has_sample = true;
+  twin.step = admission_step::done;
+  slow->pair = twin.pair = pair.release();
+  return true;
+}
+
+/// Under the lock. Null if the oldest is not due, or none may be doubled any more.
+template <class Types>
+auto batch_engine<Types>::oldest_due_for_hedge(std::chrono::nanoseconds now) -> lane* {
+  while (auto* const oldest = unhedged_.first()) {
+    lane& slow = *static_cast<lane*>(oldest);
+    if (halted() || later(slow.started, hedge_delay()) > now) return nullptr;
+    const double allowed = options_.hedge.max_extra * static_cast<double>(samples_started_.load(std::memory_order_relaxed));
+    if (static_cast<double>(hedges_made_ + 1) <= allowed) return &slow;
+    unhedged_.erase(*oldest);
+  }
+  return nullptr;
+}
+
+/// The timekeeper's part: a lane for each attempt that is due to be doubled; at the cap, the next lane that is free takes
+/// it, ahead of new samples. Called and left with the lock held.
+template <class Types>
+void batch_engine<Types>::hedge_what_is_due(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds now) {
+  while (oldest_due_for_hedge(now)) {
+    hedge_wanted_.store(true, std::memory_order_relaxed);
+    lock.unlock();
+    lane* const twin = this->new_lane();
+    if (twin && !double_oldest(*twin)) hedge_wanted_.store(false, std::memory_order_relaxed);  // no permit: not this time
+    // With a sample of its own now, or as just another lane.
+    if (twin && !execute_on(ex_, twin->handle())) {
+      refused();
+      this->pump(*twin);
+    }
+    lock.lock();
+    if (!twin) return;
+    if (!hedge_wanted_.load(std::memory_order_relaxed)) {
+      if (auto* const oldest = unhedged_.first()) unhedged_.erase(*oldest);
+    }
+    hedge_wanted_.store(false, std::memory_order_relaxed);
+  }
+}
+
+/// A lane that looks for work takes over an attempt that waits to be doubled.
+template <class Types>
+bool batch_engine<Types>::take_hedge(lane& self) {
+  if (!hedge_wanted_.load(std::memory_order_relaxed) || self.has_sample || self.has_turn) return false;
+  hedge_wanted_.store(false, std::memory_order_relaxed);
+  const bool taken = double_oldest(self);
+  wake_timekeeper();  // it looks who is due next
+  return taken;
+}
+
+template <class Types>
+std::chrono::nanoseconds batch_engine<Types>::hedge_delay() const noexcept {
+  if (options_.hedge.quantile <= 0 || latencies_.count() < enough_latencies) return options_.hedge.delay;
+  return std::chrono::nanoseconds(latencies_.quantile(options_.hedge.quantile));
+}
+
+/// The end of one of two attempts: the first value wins, the last one to leave ends the sample. False: the lane whose
+/// sample the other one still uses waits for it.
+template <class Types>
+bool batch_engine<Types>::end_pair(lane& self) {
+  hedge_pair<lane>& pair = *self.pair;
+  const bool has_value = self.own->has_value();
+  std::stop_source loser{std::nostopstate};
+  bool writes = false;
+  {
+    const std::lock_guard lock(mutex_);
+    lane* const other = pair.other(&self);
+    pair.runners[pair.runners[0] == &self ? 0 : 1] = nullptr;
+    writes = !pair.won && (has_value || !other);
+    if (writes && has_value) {
+      pair.won = true;
+      if (other && hands_out_tokens_) {
+        other->stop_used = true;
+        loser = other->stop;
+      }
+    }
+  }
+  if (writes) guarded([&] { rewrite(*self.slot, std::move(*self.own)); }, 
+            [&] { settle(self.slot, error(errc::exception, std::current_exception(), self.attempts)); });
+  self.own.reset();
+  self.target = self.slot;
+  give_way(self);
+  loser.request_stop();
+
+  lane* owner = nullptr;
+  const bool owns = self.sample == &self.cell;
+  if (owns && !source::indexed) self.shared_permit.release();
+  {
+    const std::lock_guard lock(mutex_);
+    if (--pair.inside != 0) {
+      self.pair = nullptr;
+      if (!owns || source::indexed) {
+        self.sample = &self.cell;
+        return true;
+      }
+      self.stage = lane_stage::twin;
+      pair.owner_waits = &self;
+      return false;  // self may be gone
+    }
+    owner = pair.owner_waits;
+  }
+  delete std::exchange(self.pair, nullptr);
+  self.sample = &self.cell;
+  end_sample(self, owner ? owner->cell : self.cell);
+  if (owner && !execute_on(ex_, owner->handle())) {
+    refused();
+    this->pump(*owner);
+  }
+  return true;
+}
+
 // -- stopping and time --
 
 /// No sample starts any more. True: this call made it so.
-template <class Executor, class View, class Predict>
-bool batch_engine<Executor, View, Predict>::halt_once(halt why) noexcept {
+template <class Types>
+bool batch_engine<Types>::halt_once(halt why) noexcept {
   halt expected = halt::none;
-  if (!halt_.compare_exchange_strong(expected, why, std::memory_order_relaxed)) return false;
-  if (gated_) end_admission();
+  if (!halt_.compare_exchange_strong(expected, why)) return false;
+  if (gated_) end_waits(true);
   return true;
 }
 
 /// The same, and what is in flight is asked to stop. Runs the stop callbacks of predicts.
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::request_stop(halt why) {
+template <class Types>
+void batch_engine<Types>::request_stop(halt why) {
   std::stop_source attempts = stop_;  // *this may be gone while its callbacks run
-  if (halt_once(why)) attempts.request_stop();
+  if (!halt_once(why)) return;
+  if (retries_on_) wake_timekeeper();
+  attempts.request_stop();
 }
 
-template <class Executor, class View, class Predict>
-std::chrono::nanoseconds batch_engine<Executor, View, Predict>::after(std::chrono::nanoseconds delay) noexcept {
-  const std::chrono::nanoseconds now = now_of(ex_);
-  return delay > no_timeout - now ? no_timeout : now + delay;
-}
-
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::watch(lane& self) {
-  if (options_.timeout == no_timeout) return;
-  if (self.timed_out) {
-    self.timed_out = false;
-    if (hands_out_tokens_) self.renew_stop();
+template <class Types>
+void batch_engine<Types>::watch(lane& self) {
+  if (self.stop_used && hands_out_tokens_) self.renew_stop();
+  self.timed_out = false;
+  self.started = now_of(ex_);
+  bool wake = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (options_.timeout != no_timeout) with_timeout_.push_back(self);
+    if (hedges_on_ && !self.pair) unhedged_.push_back(self);
+    wake = dormant_;
   }
-  self.due = after(options_.timeout);
-  const std::lock_guard lock(mutex_);
-  watched_.push_back(self);
+  if (wake) [[unlikely]] wake_timekeeper();
 }
 
-template <class Executor, class View, class Predict>
-void batch_engine<Executor, View, Predict>::unwatch(lane& self) {
-  if (options_.timeout == no_timeout) return;
-  const std::lock_guard lock(mutex_);
-  list_link<watched_tag>& link = self;
-  if (link.linked()) watched_.erase(link);
+/// Nobody finds the lane any more; what its attempt comes to goes to self.target.
+template <class Types>
+void batch_engine<Types>::unwatch(lane& self) {
+  bool delay_is_known = false;
+  {
+    const std::lock_guard lock(mutex_);
+    list_link<timeout_tag>& timeout = self;
+    list_link<hedge_tag>& hedgeable = self;
+    if (timeout.linked()) with_timeout_.erase(timeout);
+    if (hedgeable.linked()) unhedged_.erase(hedgeable);
+    if (options_.hedge.quantile > 0 && !self.own) {
+      guarded([&] { latencies_.record((now_of(ex_) - self.started).count()); }, [] {});
+      delay_is_known = latencies_.count() == enough_latencies;
+    }
+  }
+  if (delay_is_known) wake_timekeeper();
+  if (self.pair && !self.own) self.target = &self.own.emplace(unexpect, error(errc::not_started, {}, 0));
 }
 
-/// Asks every attempt that has had its time to stop. How long to sleep then; zero or less: the batch has ended.
-template <class Executor, class View, class Predict>
-std::chrono::nanoseconds batch_engine<Executor, View, Predict>::expire() {
+/// Something is due before what it sleeps for.
+template <class Types>
+void batch_engine<Types>::wake_timekeeper() {
+  std::stop_source sleep{std::nostopstate};
+  {
+    const std::lock_guard lock(mutex_);
+    if (timekeeper_gone_ || ended_) return;
+    dormant_ = looked_in_vain_ = false;
+    sleep = wake_;
+    guarded([&] { wake_ = std::stop_source(); }, [] {});
+  }
+  sleep.request_stop();
+}
+
+/// Does what is due. How long to sleep then; zero or less: the batch has ended.
+template <class Types>
+std::chrono::nanoseconds batch_engine<Types>::expire() {
   const std::chrono::nanoseconds now = now_of(ex_);
+  std::size_t wanted = 0;
+  retry_queue<retry_entry> dropped;
   std::unique_lock lock(mutex_);
   if (deadline_ <= now) {
     deadline_ = no_timeout;
@@ -726,25 +1261,85 @@ std::chrono::nanoseconds batch_engine<Executor, View, Predict>::expire() {
     request_stop(halt::deadline);
     lock.lock();
   }
-  std::chrono::nanoseconds next = options_.timeout == no_timeout ? no_timeout : after(options_.timeout);
-  while (auto* const oldest = watched_.first()) {
+  while (auto* const oldest = with_timeout_.first()) {
     lane& late = *static_cast<lane*>(oldest);
-    if (late.due > now) {
-      next = late.due;
-      break;
-    }
-    watched_.erase(late);
+    if (later(late.started, options_.timeout) > now) break;
+    with_timeout_.erase(*oldest);
     late.timed_out = true;
     if (hands_out_tokens_) {
+      late.stop_used = true;
       std::stop_source stop = late.stop;
       lock.unlock();
       stop.request_stop();
       lock.lock();
     }
   }
-  next = std::min(next, deadline_);
+  if (queue_deadline_ <= now) {
+    queue_deadline_ = no_timeout;
+    queue_expired_ = true;
+    lock.unlock();
+    end_waits(true);
+    lock.lock();
+  }
+  if (hedges_on_) hedge_what_is_due(lock, now);
+  if (halted()) {
+    if (!retries_.empty()) wanted = 1;  // whoever left last left the end to us
+    dropped.swap(retries_);
+    ready_retries_.store(0);
+  } else {
+    wanted = retries_.wake(now);
+    ready_retries_.fetch_add(wanted);
+  }
+  if (wanted != 0) {
+    lock.unlock();
+    dropped.each([&](const retry_entry& each) { sink_.settled(each.slot, each.index); });
+    for (lane* another = nullptr; wanted != 0 && (another = this->new_lane()) != nullptr; --wanted) {
+      if (execute_on(ex_, another->handle())) continue;
+      refused();
+      this->pump(*another);
+    }
+    lock.lock();
+  }
   if (ended_) return std::chrono::nanoseconds::zero();
-  return next == no_timeout ? no_timeout : next - now;
+  sleep_token_ = wake_.get_token();
+  const std::chrono::nanoseconds next = next_event(now);
+  return next == no_timeout ? no_timeout : std::max(next - now, std::chrono::nanoseconds(1));
+}
+
+/// Under the lock. Whatever begins later is due no earlier than this, or wakes the timekeeper.
+///
+/// While attempts come and go, nobody needs to wake it: none that begins later can be due before a full delay from now.
+/// But once it has looked in vain it goes dormant until it is woken: a batch that hangs must not look alive to a simulation.
+template <class Types>
+std::chrono::nanoseconds batch_engine<Types>::next_event(std::chrono::nanoseconds now) {
+  std::chrono::nanoseconds next = std::min({deadline_, queue_deadline_, retries_.next_due(no_timeout)});
+  std::chrono::nanoseconds from_now = no_timeout;
+  bool waits = queue_deadline_ != no_timeout;
+  const auto consider = [&](std::chrono::nanoseconds delay, auto* oldest) {
+    if (oldest) {
+      next = std::min(next, later(static_cast<lane*>(oldest)->started, delay));
+      waits = true;
+    } else {
+      from_now = std::min(from_now, later(now, delay));
+    }
+  };
+  if (options_.timeout != no_timeout) consider(options_.timeout, with_timeout_.first());
+  if (options_.queue_timeout != no_timeout) from_now = std::min(from_now, later(now, options_.queue_timeout));
+  if (hedges_on_ && !hedge_wanted_.load(std::memory_order_relaxed)) consider(hedge_delay(), unhedged_.first());
+  dormant_ = !waits && looked_in_vain_;
+  looked_in_vain_ = !waits;
+  return dormant_ ? next : std::min(next, from_now);
+}
+
+template <class Types>
+void batch_engine<Types>::timekeeper_ended() {
+  {
+    const std::lock_guard lock(mutex_);
+    timekeeper_ = nullptr;
+    timekeeper_gone_ = true;
+    if (!ended_) return;  // its timers are gone before the batch is
+  }
+  sink_.complete();
 }
 
 }  // namespace cobatch::detail

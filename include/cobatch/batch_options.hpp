@@ -2,15 +2,21 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <limits>
+#include <stdexcept>
 #include <stop_token>
 #include <type_traits>
+#include <utility>
 
 #include <cobatch/detail/config.hpp>
 
 namespace cobatch {
 
 class async_semaphore;
+class rate_limiter;
+struct error;
 
 /// "No cap", for every count in batch_options.
 inline constexpr std::size_t unlimited = std::numeric_limits<std::size_t>::max();
@@ -42,6 +48,76 @@ class stop_ref {
   const std::stop_token* token_ = nullptr;
 };
 
+/// "No budget", for retry_policy::budget.
+inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity();
+
+/// When and how often a failed sample is tried again.
+///
+/// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff * multiplier^(k-1))
+/// ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter. While it sleeps it holds
+/// no permit; then it queues again, ahead of samples that have not started. An error may carry its own delay: an exception
+/// of type retry_later, or a member `std::chrono::nanoseconds retry_after() const` of the user's error type; it is
+/// used in place of the backoff where it is longer.
+struct retry_policy {
+  std::uint32_t max_attempts = 1;  ///< how often predict is called for a sample at the most
+  std::chrono::nanoseconds initial_backoff = std::chrono::milliseconds(100);
+  std::chrono::nanoseconds max_backoff = std::chrono::seconds(10);
+  double multiplier = 2.0;
+  bool jitter = true;
+  double budget = unlimited_budget;          ///< extra attempts, as a share of the samples started so far
+  bool (*retry_if)(const error&) = nullptr;  ///< null: every failure but cancellation
+  std::uint64_t seed = 0;                    ///< of the jitter; 0: chosen at random
+};
+
+/// When a sample that takes long is sent a second time ("The Tail at Scale", Dean and Barroso, 2013).
+///
+/// After `delay`, or after the batch's own running quantile of the time an attempt takes, a second attempt of the same
+/// sample starts if a permit is to be had at once. The first value wins, the other attempt is asked to stop and waited for.
+struct hedge_policy {
+  std::chrono::nanoseconds delay = no_timeout;  ///< a fixed time
+  double quantile = 0;                          ///< or a quantile, such as 0.95; used once 20 attempts have ended
+  double max_extra = 0.05;                      ///< second attempts, as a share of the samples started so far
+};
+
+/// Thrown by a predict whose server said when to come back; see retry_policy.
+class retry_later : public std::runtime_error {
+ public:
+  explicit retry_later(std::chrono::nanoseconds delay, const char* message = "try again later")
+      : std::runtime_error(message), delay_(delay) {}
+  std::chrono::nanoseconds retry_after() const noexcept { return delay_; }
+
+ private:
+  std::chrono::nanoseconds delay_;
+};
+
+/// What weighted() returns: a predict that knows what a sample costs.
+template <class Predict, class Cost>
+class weighted_predict {
+ public:
+  weighted_predict(Predict predict, Cost cost) : predict_(std::move(predict)), cost_(std::move(cost)) {}
+
+  template <class... Arguments>
+    requires std::is_invocable_v<Predict&, Arguments...>
+  decltype(auto) operator()(Arguments&&... arguments) {
+    return std::invoke(predict_, std::forward<Arguments>(arguments)...);
+  }
+  template <class Sample>
+  std::size_t cost(const Sample& sample) {
+    return static_cast<std::size_t>(std::invoke(cost_, sample));
+  }
+
+ private:
+  Predict predict_;
+  Cost cost_;
+};
+
+/// `weighted(predict, cost)`: a predict whose samples weigh `cost(sample)` (tokens, bytes, GPU memory) instead of 1, for
+/// batch_options::max_weight, for batch_options::semaphore and for batch_options::rate. A cost of 0 counts as 1.
+template <class Predict, class Cost>
+weighted_predict<std::decay_t<Predict>, std::decay_t<Cost>> weighted(Predict&& predict, Cost&& cost) {
+  return {std::forward<Predict>(predict), std::forward<Cost>(cost)};
+}
+
 /// What a batch may use, wait for and put up with. Every default means "off", and what is off costs nothing.
 ///
 /// A trivially copyable aggregate for designated initialisers: `{.max_concurrency = 64, .timeout = 2s}`.
@@ -51,7 +127,12 @@ struct batch_options {
   stop_ref stop = {};                                  ///< stops the batch from outside
   std::chrono::nanoseconds timeout = no_timeout;       ///< one attempt, from the call of predict
   std::chrono::nanoseconds deadline = no_timeout;      ///< the whole batch, from its co_await
+  std::chrono::nanoseconds queue_timeout = no_timeout; ///< a sample's wait for its permits and the rate
+  std::size_t max_weight = unlimited;                  ///< the sum of weights in flight, see weighted()
   std::size_t max_failures = unlimited;                ///< stop once so many samples have failed; 1: fail fast
+  retry_policy retry = {};                             ///< what to try again, and when
+  hedge_policy hedge = {};                             ///< what to send twice, and when
+  rate_limiter* rate = nullptr;                        ///< attempts per second, perhaps shared
 };
 
 static_assert(std::is_trivially_copyable_v<batch_options>, "GCC 12 breaks any other aggregate inside co_await");

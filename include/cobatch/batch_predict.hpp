@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <coroutine>
+#include <cstddef>
+#include <exception>
 #include <optional>
 #include <ranges>
-#include <stdexcept>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
@@ -12,7 +14,12 @@
 #include <cobatch/batch_engine.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/results.hpp>
+#include <cobatch/detail/source.hpp>
+#include <cobatch/detail/start_mark.hpp>
+#include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
+#include <cobatch/expected.hpp>
 
 // GCC 12 copies a temporary lambda with non-trivial captures bit by bit inside a co_await expression and destroys it
 // twice. Where that can happen, a predict that comes as an rvalue gives a warning at compile time.
@@ -24,14 +31,156 @@
 
 namespace cobatch {
 
+namespace detail {
+
+/// Where the outcomes of a batch go: the vector that the user gets, or what will become one.
+template <class Result, bool Counted>
+class batch_sink {
+  struct make_unstarted {
+    void operator()(std::vector<Result>& slots) const {
+      slots.emplace_back(unexpect, error(errc::not_started, {}, 0));
+    }
+    // Where anything will do until the outcome is there, a value of nothing but bits is the cheapest.
+    using value = typename Result::value_type;
+    static constexpr bool any_will_do = std::is_same_v<typename Result::error_type, error> &&
+                                        std::is_trivially_copyable_v<value> &&
+                                        std::is_trivially_default_constructible_v<value>;
+    void operator()(std::vector<Result>& slots, std::size_t size) const { slots.resize(size); }
+  };
+  struct make_failed {
+    void operator()(std::vector<Result>& slots) const {
+      slots.emplace_back(unexpect, error(errc::exception, std::current_exception()));
+    }
+  };
+  using results = std::conditional_t<Counted, counted_results<Result, make_unstarted>,
+                                     growing_results<Result, make_unstarted, make_failed>>;
+
+ public:
+  batch_sink(std::size_t size, std::coroutine_handle<> awaiting) : results_(results_for(size)), awaiting_(awaiting) {
+    // Only our own error type is made under the source's lock.
+    if constexpr (Counted && !std::is_same_v<typename Result::error_type, error>) results_.grow_all();
+  }
+
+  // -- for batch_engine --
+  void make_room(std::size_t end) { results_.grow(end); }
+
+  template <class Lane>
+  bool place(Lane& lane) {
+    return guarded(
+        [&] {
+          if (!results_.grow(lane.index + 1)) return false;
+          lane.slot = results_.slot(lane.index);
+          return true;
+        },
+        [&] {
+          no_memory_ = std::current_exception();
+          return false;
+        });
+  }
+  template <class Lane>
+  void place_made(Lane& lane) noexcept {
+    lane.slot = results_.slot(lane.index);
+  }
+
+  void settled(Result*, std::size_t) const noexcept {}
+  supply room() const noexcept { return supply::ready; }
+  bool may_complete() const noexcept { return true; }
+
+  void complete() {
+    if (start_mark::finish(starting_, this)) return;  // still inside await_suspend
+    awaiting_.resume();
+  }
+
+  // -- for batch --
+  void starting(start_mark* mark) noexcept { starting_ = mark; }
+
+  /// The outcomes; all that `each_unstarted(visit)` visits, and what has no slot yet, gets `why`.
+  template <class EachUnstarted>
+  std::vector<Result> take(errc why, EachUnstarted&& each_unstarted) {
+    if (no_memory_) std::rethrow_exception(no_memory_);
+    if constexpr (Counted) {
+      results_.grow_all();
+      each_unstarted([&](index_range range) {
+        range.end = std::min(range.end, results_.size());
+        for (; range.begin < range.end; ++range.begin) rewrite(*results_.slot(range.begin), unexpect, error(why, {}, 0));
+      });
+    }
+    return results_.take();
+  }
+
+ private:
+  static results results_for([[maybe_unused]] std::size_t size) {
+    if constexpr (Counted) {
+      return results(size);
+    } else {
+      return results();
+    }
+  }
+
+  results results_;
+  std::coroutine_handle<> awaiting_;
+  start_mark* starting_ = nullptr;
+  std::exception_ptr no_memory_;
+};
+
+/// A batch that has been awaited.
+template <class Executor, class View, class Predict>
+class running_batch {
+  struct types {
+    using executor = Executor;
+    using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
+    using predict = Predict;
+    using sink = batch_sink<typename outcome_of<source, Predict>::result, std::ranges::sized_range<View>>;
+    static constexpr bool can_be_closed = false;
+  };
+
+ public:
+  using result = typename outcome_of<typename types::source, Predict>::result;
+  using traits = typename outcome_of<typename types::source, Predict>::traits;
+
+  running_batch(Executor& ex, View&& samples, Predict& predict, const batch_options& options, std::stop_token stop,
+                std::coroutine_handle<> awaiting)
+      : source_(std::move(samples)),
+        pumps_(source_.size_hint().value_or(unlimited)),
+        sink_(pumps_, awaiting),
+        engine_(ex, source_, predict, sink_, options, std::move(stop)) {}
+
+  /// True: suspended, `awaiting` will be resumed, or already was.
+  bool start() {
+    start_mark mark(&sink_);
+    sink_.starting(&mark);
+    engine_.start(pumps_);
+    return !mark.finished();  // if open, *this may be gone
+  }
+
+  std::vector<result> take() {
+    const errc unstarted = engine_.why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
+    return sink_.take(unstarted, [&](auto&& visit) {
+      visit({source_.handed_out(), unlimited});
+      if constexpr (types::source::indexed) {
+        source_.each_returned(visit);
+        engine_.each_claimed(visit);
+      }
+    });
+  }
+
+ private:
+  typename types::source source_;
+  std::size_t pumps_;
+  typename types::sink sink_;
+  batch_engine<types> engine_;
+};
+
+}  // namespace detail
+
 /// What batch_predict() returns: await it once; see there.
 template <class Executor, class View, class Predict>
 class [[nodiscard]] batch {
-  using engine = detail::batch_engine<Executor, View, Predict>;
+  using running = detail::running_batch<Executor, View, Predict>;
 
  public:
   /// The type of one sample's outcome: expected<T, E>.
-  using result = typename engine::result;
+  using result = typename running::result;
 
   batch(Executor& ex, View&& samples, Predict predict, const batch_options& options);
 
@@ -50,10 +199,9 @@ class [[nodiscard]] batch {
     return false;
   }
   bool await_suspend(std::coroutine_handle<> awaiting) {
-    engine_.emplace(*ex_, std::move(samples_), predict_, options_, std::move(stop_));
-    return engine_->start(awaiting);  // if true, *this may be gone
+    return running_.emplace(*ex_, std::move(samples_), predict_, options_, std::move(stop_), awaiting).start();
   }
-  std::vector<result> await_resume() { return engine_ ? engine_->take() : std::vector<result>(); }
+  std::vector<result> await_resume() { return running_ ? running_->take() : std::vector<result>(); }
 
  private:
   Executor* ex_;
@@ -61,7 +209,7 @@ class [[nodiscard]] batch {
   Predict predict_;
   batch_options options_;
   std::stop_token stop_;
-  std::optional<engine> engine_;
+  std::optional<running> running_;
 };
 
 /// Calls `predict` once for each sample, at most `options.max_concurrency` of them in flight, and gives every sample's
@@ -94,16 +242,7 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
 template <class Executor, class View, class Predict>
 batch<Executor, View, Predict>::batch(Executor& ex, View&& samples, Predict predict, const batch_options& options)
     : ex_(&ex), samples_(std::move(samples)), predict_(std::move(predict)), options_(options), stop_(options.stop.token()) {
-  const auto refuse = [](const char* message) { detail::throw_or_fail<std::invalid_argument>(message); };
-  if (options.max_concurrency == 0) refuse("batch_predict: max_concurrency is 0, no sample could ever start: use at least 1");
-  if (options.max_failures == 0) refuse("batch_predict: max_failures is 0: use 1 to stop at the first failure");
-  if constexpr (!timed_executor<Executor>) {
-    if (options.timeout != no_timeout || options.deadline != no_timeout) {
-      refuse(
-          "batch_predict: timeout and deadline need an executor with schedule_after(): use thread_pool or run_loop, or "
-          "give yours that member");
-    }
-  }
+  detail::check<Executor, typename running::traits>(options);
 }
 
 }  // namespace cobatch

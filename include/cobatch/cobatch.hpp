@@ -2,11 +2,15 @@
 
 /// All of cobatch. Each header also stands alone.
 
+#include <cobatch/batch_engine.hpp>
+#include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/rate_limiter.hpp>
+#include <cobatch/rate_limiter.hpp>
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>

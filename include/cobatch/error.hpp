@@ -22,6 +22,7 @@ enum class errc : std::uint8_t {
   executor_stopped,       ///< the executor refused to run it
   cost_exceeds_capacity,  ///< its weight is above the limit: it could never run
   would_deadlock,         ///< blocking here would wait for this very thread
+  queue_timed_out,        ///< it waited longer than batch_options::queue_timeout for its permits
   queue_full,             ///< the queue in front of it is full
   batch_size_mismatch,    ///< a batch model returned another number of results than it got samples
 };
@@ -39,6 +40,7 @@ constexpr const char* describe(errc code) noexcept {
     case errc::executor_stopped: return "the executor has stopped";
     case errc::cost_exceeds_capacity: return "the weight exceeds the capacity";
     case errc::would_deadlock: return "blocking here would deadlock";
+    case errc::queue_timed_out: return "timed out in the queue";
     case errc::queue_full: return "the queue is full";
     case errc::batch_size_mismatch: return "the batch model returned a wrong number of results";
   }
@@ -94,6 +96,8 @@ struct error {
 
   /// Same reason, same exception object, same number of attempts.
   friend bool operator==(const error&, const error&) noexcept = default;
+  /// Whether this is the reason.
+  friend bool operator==(const error& why, errc reason) noexcept { return why.code == reason; }
 
   std::exception_ptr exception;  ///< what was thrown, if anything was
   std::uint32_t attempts;        ///< how often predict was called for the sample; 0 where it never was

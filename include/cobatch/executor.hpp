@@ -19,8 +19,9 @@
 
 namespace cobatch {
 
-/// Something that resumes coroutines: `ex.execute(handle)` queues the handle, to be resumed once, soon, on a thread of
-/// its own choice. It returns nothing, or a bool: false means refused, the handle was not taken. Throwing means the same.
+/// Something that resumes coroutines: `ex.execute(handle)` queues the handle, to be resumed once, soon, on a thread
+/// of its own choice. It returns nothing, or a bool: false means refused, the handle was not taken. Throwing means
+/// the same.
 ///
 /// Optional members: `ex.concurrency()`, how many handles it resumes at the same time; `ex.running_in_this_thread()`,
 /// whether the calling thread runs its loop right now; `ex.now()`, a time point of a clock of its own.
@@ -30,8 +31,8 @@ concept executor = requires(Executor& ex, std::coroutine_handle<> handle) {
   requires std::is_void_v<decltype(ex.execute(handle))> || std::same_as<decltype(ex.execute(handle)), bool>;
 };
 
-/// An executor with timers: `co_await ex.schedule_after(delay, stop_token)` gives true once the delay has elapsed, false
-/// if it was stopped before, and goes on on the executor.
+/// An executor with timers: `co_await ex.schedule_after(delay, stop_token)` gives true once the delay has elapsed,
+/// false if it was stopped before, and goes on on the executor.
 template <class Executor>
 concept timed_executor =
     executor<Executor> && requires(Executor& ex, std::chrono::nanoseconds delay, std::stop_token token) {
@@ -48,11 +49,12 @@ class inline_executor {
   bool running_in_this_thread() const noexcept { return true; }
 };
 
-/// Turns any "run this on your threads" function into an executor: `function_executor on_mine{[&](auto f) { p.post(f); }}`.
+/// Turns any "run this on your threads" function into an executor:
+/// `function_executor mine{[&](auto f) { threads.post(f); }};`
 ///
-/// `post` is called with a copyable callable `void()` of two pointers (it fits into std::function without an allocation)
-/// and must see to it that it runs exactly once, now or later, on any thread. It may return a bool: false means refused,
-/// and so does an exception; a refused callable must not run.
+/// `post` is called with a copyable callable `void()` of two pointers (it fits into std::function without an
+/// allocation) and must see to it that it runs exactly once, now or later, on any thread. It may return a bool: false
+/// means refused, and so does an exception; a refused callable must not run.
 ///
 /// Lifetime: the callable refers to this object, which can therefore be neither copied nor moved.
 /// Thread safety: that of `post`.
@@ -96,7 +98,8 @@ class [[nodiscard]] schedule_awaiter {
   bool await_ready() const noexcept { return std::same_as<Executor, inline_executor>; }
   bool await_suspend(std::coroutine_handle<> handle) noexcept;
   void await_resume() const {
-    if (refused_) [[unlikely]] detail::throw_system_error(errc::executor_stopped, "the executor refused to schedule");
+    if (refused_) [[unlikely]]
+      detail::throw_system_error(errc::executor_stopped, "the executor refused to schedule");
   }
 
  private:

@@ -82,12 +82,13 @@ class run_loop {
   template <class Take>
   void make_ready(Take take);
 
-  detail::handle_queue ready_;   // used by the running thread only
-  detail::polling_pace pace_;    // likewise
-  bool timers_known_ = false;    // likewise: timers were there when it last looked
+  detail::handle_queue ready_;  // used by the running thread only
+  detail::polling_pace pace_;   // likewise
+  bool timers_known_ = false;   // likewise: timers were there when it last looked
 
   // Set under mutex_ by threads that changed something the running thread should look at, cleared by it under mutex_.
-  // A hint that keeps the busy loop off the mutex: before it sleeps it looks under the mutex. Hence relaxed throughout.
+  // A hint that keeps the busy loop off the mutex: before it sleeps it looks under the mutex. Hence relaxed
+  // throughout.
   std::atomic<bool> attention_{false};
 
   std::mutex mutex_;  // guards everything below
@@ -140,6 +141,7 @@ detail::driven_result<Awaitable> run_loop::run(Awaitable&& awaitable) {
   detail::outcome<detail::driven_result<Awaitable>> result;
   {
     running loop(*this);
+    look_around(loop, false);  // what was left or sent before goes first
     auto driver = detail::drive(static_cast<Awaitable&&>(awaitable), result);
     if (!driver.start(result, loop)) resume_until_ended(loop);
   }
@@ -212,8 +214,8 @@ inline void run_loop::resume_until_ended(running& loop) {
   }
 }
 
-/// Moves what other threads sent, and what has come due, to ready_; first waits for some if `wait`.
-/// False: ready_ is empty, or the driver has ended on another thread.
+/// Moves what other threads sent, and what has come due, to ready_; first waits for some if `wait`. False: ready_ is
+/// empty, or the driver has ended on another thread.
 inline bool run_loop::look_around(running& loop, bool wait_for_some) {
   std::unique_lock lock(mutex_);
   if (wait_for_some) wait(lock, loop);

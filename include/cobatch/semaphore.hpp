@@ -29,17 +29,16 @@ struct semaphore_access;
 
 /// An argument that counts: takes any integer type, so that a negative one is an error and not a huge number.
 class non_negative {
-public:
+ public:
   template <std::integral Integer>
   constexpr explicit(false) non_negative(Integer n) : value_(static_cast<std::size_t>(n)) {
     if constexpr (std::signed_integral<Integer>) {
-      if (n < 0)
-        throw_or_fail<std::invalid_argument>("async_semaphore: a number of permits must not be negative");
+      if (n < 0) throw_or_fail<std::invalid_argument>("async_semaphore: a number of permits must not be negative");
     }
   }
   constexpr explicit(false) operator std::size_t() const noexcept { return value_; }
 
-private:
+ private:
   std::size_t value_;
 };
 
@@ -47,11 +46,11 @@ private:
 
 /// What acquire() gives: holds permits of an async_semaphore and gives them back when it is destroyed.
 ///
-/// Resumes: giving back never resumes a waiter that has an executor; see async_semaphore.
+/// Resumes: giving back never runs a waiter that has an executor; see async_semaphore.
 /// Lifetime: the semaphore must outlive the permit.
-/// Thread safety: as an int: one permit is not for two threads at once, but any thread may give it back.
+/// Thread safety: that of an int: not for two threads at once, but any thread may give it back.
 class [[nodiscard]] permit {
-public:
+ public:
   /// Holds nothing.
   permit() noexcept = default;
   permit(permit&& other) noexcept
@@ -78,14 +77,13 @@ public:
     if (auto* const semaphore = std::exchange(semaphore_, nullptr)) semaphore->give(weight);
   }
 
-  /// Stops looking after the permits and returns how many they are: give them back by
-  /// async_semaphore::release().
+  /// Lets go of the permits and returns how many they are: async_semaphore::release() gives them back.
   [[nodiscard]] std::size_t detach() noexcept {
     semaphore_ = nullptr;
     return static_cast<std::size_t>(std::exchange(weight_, 0));
   }
 
-private:
+ private:
   friend detail::acquire_awaiter;
   friend detail::stoppable_acquire_awaiter;
   friend async_semaphore;
@@ -96,80 +94,78 @@ private:
   detail::permit_count weight_ = 0;
 };
 
-/// A counting semaphore for coroutines: while no permit is free, acquire() suspends the coroutine and blocks
-/// no thread.
-///
-/// Order: first come, first served, whatever the weights. A permit that is given back is handed to the oldest
-/// waiter directly; nobody overtakes: while anyone waits, a newcomer queues and try_acquire() fails. Resumes:
-/// a waiter goes on on the executor on which it suspended, never inside release(). Where it suspended on none
-/// (or that one has stopped), it goes on inside the call that let it: release(), set_limit(), request_stop()
-/// or the destructor of a permit or of a waiting coroutine; a chain of those runs on a flat stack. A
-/// coroutine that need not wait is not suspended. Stops: acquire() with a stop token ends with
-/// errc::cancelled when a stop is requested while it waits. One that has been granted already keeps its
-/// permit, even where it has not run yet. Lifetime: ends the program with a message if it is destroyed while
-/// a coroutine waits in it. Must outlive its permits. A coroutine that waits may be destroyed: it leaves the
-/// queue. It is for the caller to see that no other thread grants or stops it at that very moment. Thread
-/// safety: all members may be called from any thread at any time. What came before giving a permit back
-/// happens before what comes after taking it. Allocates: nothing; a waiter lives in the frame of the awaiting
-/// coroutine. O(1), but for set_limit().
+/// A counting semaphore for coroutines: while no permit is free, acquire() suspends, and blocks no thread.
 ///
 /// The numbers may be of any integer type; a negative one throws std::invalid_argument. Permits are counted
 /// up to max(): what would go beyond it is dropped, nothing ever wraps.
+///
+/// Order: first come, first served, whatever the weights. A permit that is given back is handed to the oldest
+/// waiter directly. Nobody overtakes: while anyone waits, a newcomer queues and try_acquire() fails.
+/// Resumes: a waiter goes on on the executor on which it suspended, never inside release(). Where it suspended
+/// on none, or that one refuses it, it goes on inside the call that lets it: release(), set_limit(),
+/// request_stop(), or the destructor of a permit or of a waiting coroutine; a chain of those, however long,
+/// runs on a flat stack. A coroutine that need not wait is not suspended.
+/// Stops: with a stop token, acquire() ends with errc::cancelled when a stop is requested while it waits. What
+/// has been granted stays granted, even where the waiter has not run yet.
+/// Lifetime: it must outlive its permits; destroyed while a coroutine waits in it, it ends the program with a
+/// message. A coroutine that waits may be destroyed, and leaves the queue; that no other thread grants or
+/// stops it at that very moment is the caller's part.
+/// Thread safety: any thread may call any member at any time. What came before a permit was given back
+/// happens before what comes after it is taken.
+/// Complexity: O(1), except for set_limit(). Allocates nothing: a waiter lives in the awaiting frame.
 class async_semaphore {
-public:
+ public:
   /// `limit` permits, all of them free. A limit of 0 means paused: everyone waits.
   constexpr explicit async_semaphore(detail::non_negative limit) noexcept : core_(limit) {}
   async_semaphore(const async_semaphore&) = delete;
   async_semaphore& operator=(const async_semaphore&) = delete;
 
-  /// `co_await s.acquire()` takes `weight` permits at once and gives a permit that holds them.
+  /// `co_await s.acquire()` takes `weight` permits together and gives a permit that holds them.
   ///
-  /// Nothing is taken until it is awaited. A weight of 0 takes nothing, but waits its turn until a permit is
-  /// free. Errors: a weight above the limit (unless that is 0, or so many happen to be free) throws
-  /// std::invalid_argument; it does so also to a waiter, when set_limit() lowers the limit below its weight.
+  /// Nothing is taken before it is awaited. A weight of 0 takes nothing, but waits for its turn and until a
+  /// permit is free.
+  /// Errors: std::invalid_argument for a weight above the limit, unless that is 0 or so many are free by
+  /// signals; also for a waiter, once set_limit() lowers the limit below its weight.
   /// Example: `const auto permit = co_await semaphore.acquire();`
   [[nodiscard]] detail::acquire_awaiter acquire(detail::non_negative weight = 1) noexcept;
 
-  /// The same, until a stop is requested: `co_await` gives an `expected<permit, error>`.
+  /// The same until a stop is requested, and without exceptions: gives an `expected<permit, error>`.
   ///
-  /// Stops: at once, without a permit, even if one is free, where the stop was requested before the co_await.
-  /// Errors: errc::cancelled; errc::cost_exceeds_capacity in place of the exception.
-  [[nodiscard]] detail::stoppable_acquire_awaiter acquire(detail::non_negative weight,
-                                                          std::stop_token stop) noexcept;
+  /// Stops: at once and without a permit, even if one is free, where the stop was requested before the co_await.
+  /// Errors: errc::cancelled, and errc::cost_exceeds_capacity for a weight above the limit.
+  [[nodiscard]] detail::stoppable_acquire_awaiter acquire(detail::non_negative weight, std::stop_token stop) noexcept;
 
-  /// `weight` permits if they are free right now and nobody waits, else nothing.
+  /// `weight` permits if they are free and nobody waits (or is about to, on another thread), else nothing.
   [[nodiscard]] std::optional<permit> try_acquire(detail::non_negative weight = 1) noexcept;
 
-  /// Adds n permits to those that are free: gives back what permit::detach() took over, or signals.
+  /// Adds n permits: those that permit::detach() took over, or signals.
   ///
-  /// A signal needs no acquire() before it, and none is lost: permits beyond the limit count and stay in
-  /// circulation
-  /// (`async_semaphore(0)` with release() is a queue of signals). limit() does not change.
+  /// A signal needs no acquire() before it and is never lost. It adds to the permits in circulation, beyond
+  /// limit() if need be, which does not change: async_semaphore(0) is a queue of signals.
   void release(detail::non_negative n = 1) noexcept { core_.give(clamp(n)); }
 
-  /// Changes the limit, at any time. Raising it lets waiters go on as far as permits are free then; lowering
-  /// it revokes nothing, and nothing is granted until use is below it. 0 pauses.
+  /// Changes the limit. Raising it lets waiters go on as far as permits are really free then; lowering it
+  /// revokes nothing, and nothing is granted until use is below it. 0 pauses: everyone waits.
   ///
-  /// Errors: waiters that weigh more than a limit other than 0 end as acquire() tells.
-  /// Complexity: O(1) and O(1) for each waiter that goes on; O(waiting()) where one of them has become too
-  /// heavy.
+  /// Errors: to waiters that weigh more than a limit other than 0, as in acquire().
+  /// Complexity: O(1) and O(1) for each waiter that goes on; O(waiting()) where one has become too heavy.
   void set_limit(detail::non_negative n) noexcept { core_.set_limit(n); }
 
   /// The limit as last set.
   std::size_t limit() const noexcept { return core_.limit(); }
 
-  /// How many permits are free at this moment: none while more are out than the limit allows. While a heavier
-  /// waiter is the oldest, these are not for others to take.
+  /// How many permits are free at this moment; 0 while more are out than the limit allows. Those that a heavy
+  /// waiter has not enough of yet count as free, but are not for others to take.
   std::size_t available() const noexcept { return core_.available(); }
 
-  /// How many coroutines wait at this moment. One relaxed load, on no cache line that acquire() and release()
-  /// write while nobody waits: cheap to poll.
+  /// How many coroutines wait at this moment. Cheap to poll: one load, of a cache line that nobody writes
+  /// while nobody waits.
   std::size_t waiting() const noexcept { return core_.waiting(); }
 
   /// The most permits that can be counted.
   static constexpr std::size_t max() noexcept { return static_cast<std::size_t>(detail::max_permits); }
 
-private:
+ private:
   friend detail::semaphore_access;
 
   static constexpr detail::permit_count clamp(std::size_t n) noexcept {
@@ -190,9 +186,8 @@ struct semaphore_access {
 
 /// One acquisition inside an awaiter. Movable until it is awaited.
 class acquisition {
-public:
-  acquisition(semaphore_core& semaphore, permit_count weight) noexcept
-      : semaphore_(&semaphore), weight_(weight) {}
+ public:
+  acquisition(semaphore_core& semaphore, permit_count weight) noexcept : semaphore_(&semaphore), weight_(weight) {}
   acquisition(acquisition&& other) noexcept : acquisition(*other.semaphore_, other.weight_) {}
   ~acquisition() {
     if (stage_ != stage::idle) [[unlikely]]
@@ -203,11 +198,7 @@ public:
   permit_count weight() const noexcept { return weight_; }
   semaphore_waiter& waiter() noexcept { return waiter_; }
 
-  bool try_take() noexcept {
-    if (!semaphore_->try_take(weight_)) return false;
-    stage_ = stage::taken;
-    return true;
-  }
+  void take() noexcept { stage_ = stage::taken; }
 
   void prepare_to_wait(std::coroutine_handle<> awaiting) noexcept {
     ::new (&waiter_) semaphore_waiter(weight_);
@@ -228,7 +219,7 @@ public:
     }
   }
 
-private:
+ private:
   enum class stage : unsigned char { idle, taken, waiting };
 
   void abandon() noexcept {
@@ -247,17 +238,20 @@ private:
 };
 
 class [[nodiscard]] acquire_awaiter {
-public:
-  acquire_awaiter(semaphore_core& semaphore, permit_count weight) noexcept
-      : acquisition_(semaphore, weight) {}
+ public:
+  acquire_awaiter(semaphore_core& semaphore, permit_count weight) noexcept : acquisition_(semaphore, weight) {}
 
   // Takes nothing: some runtimes ask more than once.
   bool await_ready() const noexcept { return false; }
 
   bool await_suspend(std::coroutine_handle<> awaiting) noexcept {
-    if (acquisition_.try_take()) return false;
+    const auto result = acquisition_.semaphore().take_first(acquisition_.weight());
+    if (result == semaphore_core::first_try::taken) [[likely]] {
+      acquisition_.take();
+      return false;
+    }
     acquisition_.prepare_to_wait(awaiting);
-    return !acquisition_.semaphore().wait_for(acquisition_.waiter());
+    return !acquisition_.semaphore().wait_for(acquisition_.waiter(), result);
     // Where it is queued, *this may be gone: another thread may have resumed the coroutine.
   }
 
@@ -265,18 +259,17 @@ public:
     if (acquisition_.end() != semaphore_outcome::granted) [[unlikely]] {
       throw_or_fail<std::invalid_argument>(
           "async_semaphore: acquire() of a weight above the limit could never be granted; ask for less, "
-          "raise "
-          "the limit, or use acquire(weight, stop_token), which returns an error instead");
+          "raise the limit, or use acquire(weight, stop_token), which returns an error instead");
     }
     return permit(acquisition_.semaphore(), acquisition_.weight());
   }
 
-private:
+ private:
   acquisition acquisition_;
 };
 
 class [[nodiscard]] stoppable_acquire_awaiter {
-public:
+ public:
   stoppable_acquire_awaiter(semaphore_core& semaphore, permit_count weight, std::stop_token stop) noexcept
       : acquisition_(semaphore, weight), stop_(std::move(stop)) {}
   stoppable_acquire_awaiter(stoppable_acquire_awaiter&& other) noexcept
@@ -293,10 +286,14 @@ public:
   // resumes the coroutine, which destroys the callback, while it is under construction.
   bool await_suspend(std::coroutine_handle<> awaiting) {
     if (stop_.stop_requested()) return false;
-    if (acquisition_.try_take()) return false;
+    // Nothing that would have to be paid back later: the callback may run any time.
+    if (acquisition_.semaphore().try_take(acquisition_.weight())) {
+      acquisition_.take();
+      return false;
+    }
     acquisition_.prepare_to_wait(awaiting);
     if (stop_.stop_possible()) on_stop_.emplace(std::move(stop_), stop_waiter{&acquisition_});
-    return !acquisition_.semaphore().wait_for(acquisition_.waiter());
+    return !acquisition_.semaphore().wait_for(acquisition_.waiter(), semaphore_core::first_try::refused);
     // Where it is queued, *this may be gone: another thread may have resumed the coroutine.
   }
 
@@ -312,7 +309,7 @@ public:
     }
   }
 
-private:
+ private:
   struct stop_waiter {
     acquisition* stopped;
     void operator()() const noexcept { stopped->semaphore().stop(stopped->waiter()); }

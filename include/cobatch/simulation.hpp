@@ -33,12 +33,12 @@ template <>
 inline constexpr const char* executor_blocks<simulation> = "the thread of a running simulation";
 }
 
-/// A deterministic executor on a virtual clock: an hour of sleeping takes microseconds, and the same seed gives the same
-/// run on every machine.
+/// A deterministic executor on a virtual clock: an hour of sleeping takes microseconds, and the same seed gives the
+/// same run on every machine.
 ///
-/// While something is ready it runs and no time passes; when nothing is, time jumps to the next timer, and all timers of
-/// that moment become ready together. Seed 0 runs what is ready first in, first out (timers of one moment in the order
-/// in which they were set); any other seed picks at random among all that is ready.
+/// While something is ready it runs and no time passes; when nothing is, time jumps to the next timer, and all timers
+/// of that moment become ready together. Seed 0 runs what is ready first in, first out (timers of one moment in the
+/// order in which they were set); any other seed picks at random among all that is ready.
 ///
 /// Lifetime: what is still queued when run() returns goes on in the next run(). The destructor drains: it refuses new
 /// work, resumes every sleeper with false, and runs what is queued to its end.
@@ -63,8 +63,8 @@ class simulation {
 
   /// Awaits `awaitable` on this executor, on the calling thread, and returns its result or rethrows its exception.
   ///
-  /// Errors: deadlock_error if everything waits and no timer is left; the coroutine that awaited is destroyed then, and
-  /// with it what it owns. std::logic_error if this simulation is already running.
+  /// Errors: deadlock_error if everything waits and no timer is left; the coroutine that awaited is destroyed then,
+  /// and with it what it owns. std::logic_error if this simulation is already running.
   /// Allocates: one coroutine frame, and the queues as they grow.
   template <detail::awaitable Awaitable>
   detail::driven_result<Awaitable> run(Awaitable&& awaitable);
@@ -82,7 +82,8 @@ class simulation {
   /// `co_await sim.schedule_after(delay, token)`: true once virtual time has passed, false as soon as it is stopped.
   ///
   /// Resumes: on this executor. A delay of zero or less is a schedule(); one too long for the clock never elapses.
-  detail::timer_awaiter<simulation> schedule_after(std::chrono::nanoseconds delay, std::stop_token token = {}) noexcept {
+  detail::timer_awaiter<simulation> schedule_after(std::chrono::nanoseconds delay,
+                                                   std::stop_token token = {}) noexcept {
     return detail::timer_awaiter<simulation>(*this, delay, std::move(token));
   }
 
@@ -93,10 +94,11 @@ class simulation {
   bool add_timer(detail::timer_node& node, detail::timer_queue::nanoseconds delay) {
     return !draining_ && timers_.add(node, detail::timer_queue::deadline_after(now_, delay));
   }
-  void stop_timer(detail::timer_node& node) noexcept { timers_.stop(node); }
+  void stop_timer(detail::timer_node& node);
   void erase_timer(detail::timer_node& node) noexcept { timers_.erase(node); }
 
   bool resume_one();
+  void make_due_ready();
   std::coroutine_handle<> pick() noexcept;
   std::uint64_t random() noexcept;
   [[noreturn]] void report_deadlock() const;
@@ -167,16 +169,21 @@ inline bool simulation::resume_one() {
     if (timers_.earliest() == detail::timer_queue::never) return false;
     now_ = timers_.earliest();
   }
-  if (timers_.earliest() <= now_) {
-    for (;;) {
-      ready_.reserve_more(1);  // before a timer is taken: what is taken must not be lost
-      detail::timer_node* const node = timers_.take_due(now_);
-      if (!node) break;
-      ready_.push(node->handle);
-    }
-  }
+  make_due_ready();
   pick().resume();
   return true;
+}
+
+inline void simulation::make_due_ready() {
+  while (timers_.earliest() <= now_) {
+    ready_.reserve_more(1);  // before a timer is taken: what is taken must not be lost
+    if (detail::timer_node* const node = timers_.take_due(now_)) ready_.push(node->handle);
+  }
+}
+
+/// Ready from this moment on, ahead of what comes later. Without memory it stays due, and resume_one() finds it.
+inline void simulation::stop_timer(detail::timer_node& node) {
+  if (timers_.stop(node)) detail::guarded([&] { make_due_ready(); }, [] {});
 }
 
 inline std::coroutine_handle<> simulation::pick() noexcept {

@@ -10,8 +10,8 @@
 
 namespace cobatch {
 
-/// Awaits from a plain function: starts `awaitable` on this thread, blocks the thread until it is done, and returns its
-/// result (void, a reference, or a value moved out) or rethrows its exception.
+/// Awaits from a plain function: starts `awaitable` on this thread, blocks the thread until it is done, and returns
+/// its result (void, a reference, or a value moved out) or rethrows its exception.
 ///
 /// Errors: std::system_error with errc::would_deadlock, with nothing started, where this thread runs the loop of a
 /// run_loop, a thread_pool or a simulation: what it would wait for might need this very thread. Use co_await there.

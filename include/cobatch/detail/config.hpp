@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <utility>
 
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
@@ -40,6 +41,15 @@ template <class Exception>
   throw Exception(message);
 #else
   fail(message);
+#endif
+}
+
+/// `throw std::bad_alloc()`; without exceptions, fail().
+[[noreturn]] inline void throw_bad_alloc() {
+#if COBATCH_EXCEPTIONS
+  throw std::bad_alloc();
+#else
+  fail("out of memory");
 #endif
 }
 

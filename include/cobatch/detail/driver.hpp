@@ -84,7 +84,8 @@ struct remove_rvalue_reference<T&&> {
 template <class Awaitable>
 using driven_result = typename remove_rvalue_reference<await_result<Awaitable>>::type;
 
-/// The one coroutine between a plain function and what it awaits. Destroying it while it is suspended abandons the wait.
+/// The one coroutine between a plain function and what it awaits. Destroying it while it is suspended abandons the
+/// wait.
 template <class Result>
 class [[nodiscard]] driver {
  public:

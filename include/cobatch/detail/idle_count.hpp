@@ -11,8 +11,8 @@ namespace cobatch::detail {
 ///       ^                     │     ^                                │
 ///       └─────end_search──────┘     └─────sleeping_to_searching──────┘
 ///
-/// Written by every worker at each of its transitions, the last one mostly by its waker; read by whoever pushes work. All
-/// sequentially consistent: what that is good for stands in thread_pool.hpp under "Sleeping and waking".
+/// Written by every worker at each of its transitions, the last one mostly by its waker; read by whoever pushes work.
+/// All sequentially consistent: what that is good for stands in thread_pool.hpp under "Sleeping and waking".
 class idle_count {
  public:
   struct snapshot {

@@ -39,7 +39,7 @@ class polling_pace {
   }
 
  private:
-  static constexpr std::uint32_t most = 61;     // prime: in step with nothing
+  static constexpr std::uint32_t most = 61;       // prime: in step with nothing
   static constexpr std::int64_t wanted = 20'000;  // ns
 
   std::uint32_t left_ = most;

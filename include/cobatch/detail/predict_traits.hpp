@@ -7,8 +7,9 @@
 
 namespace cobatch::detail {
 
-/// What one call of predict takes and gives: all that the engine needs to know of its type.
-template <class Predict, class Reference>
+/// What one call of predict takes and gives: all that the engine needs to know of its type. Reference is what the source
+/// gives; the sample may be taken away only where it belongs to the batch.
+template <class Predict, class Reference, bool Owned>
 struct predict_traits {
  private:
   template <class Argument>
@@ -19,10 +20,11 @@ struct predict_traits {
 
  public:
   /// The sample is offered as an lvalue; only a predict that takes move-only samples by value gets an rvalue.
-  using argument = std::conditional_t<accepts<Reference>, Reference, rvalue>;
+  using argument = std::conditional_t<accepts<Reference> || !Owned, Reference, rvalue>;
 
   static_assert(accepts<argument>,
-                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token)");
+                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token); samples that it is to "
+                "take away (move-only ones, by value) must be handed to the batch as an rvalue range");
 
   static constexpr bool takes_token = std::is_invocable_v<Predict&, argument, std::stop_token>;
 

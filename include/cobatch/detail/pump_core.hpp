@@ -32,9 +32,11 @@ namespace cobatch::detail {
 
 /// What a pump finds when it looks for work.
 enum class supply : unsigned char {
-  ready,
-  none,
-  contended,  ///< none here, but another station may have some to share
+  ready,      ///< go on
+  none,       ///< the lane is of no use any more
+  contended,  ///< nor here, but another pump may have some to share
+  queued,     ///< another lane looks for permits, and will start another pump if it is asked to
+  lost,       ///< the lane waits for something that no pump can do; the pump is done as well
 };
 
 struct alive_tag {};
@@ -79,10 +81,13 @@ class lane_base : public pooled_frame, public list_link<alive_tag> {
 ///
 ///     executor_ref loop()                          where pumps run; a refusal is told to refused()
 ///     bool halted()                                no sample may start any more
-///     supply provide(station&)                     sees to it that the station has a claim
-///     supply process(station&, Lane*&, start_mark&) one sample; the lane is null after it if it was lost
+///     supply provide(station&, Lane*)              sees to it that the station has a claim, or the lane a sample
+///     supply process(station&, Lane*&, start_mark&) one sample; ready with a null lane: the lane was lost, go on
 ///     bool share(station&)                         gives part of the claim away; true: worth another pump
-///     void part_with(Lane&)                        before a lane is destroyed
+///     bool ask_at_turnstile()                      what to do about `queued`; false: nobody is in the way any more
+///     void part_with(Lane&, supply)                before a lane is destroyed, and why
+///     bool more_came()                             after a lane was destroyed: there is work again
+///     bool may_add_lane()                          under mutex_: the batch is not complete yet
 ///     bool complete(live)                          no lane, no pump but the calling one; false: not so any more
 template <class Engine, class Lane>
 class pump_core {
@@ -93,10 +98,22 @@ class pump_core {
  protected:
   explicit pump_core(std::size_t cap) noexcept : cap_(cap < most_lanes ? cap : most_lanes) {}
 
-  /// Only where the whole batch is abandoned, its executor being deserted, are there lanes left.
-  ~pump_core() {
+  ~pump_core() = default;
+
+  /// First of all in Engine's destructor: only where the whole batch is abandoned, its executor being deserted, are there
+  /// lanes left. Those that queue for something go before those that may have it and give it back.
+  void abandon_lanes() noexcept {
+    intrusive_list<alive_tag> others;
     while (auto* const left = lanes_.first()) {
       lanes_.erase(*left);
+      if (static_cast<Lane*>(left)->queues()) {
+        static_cast<Lane*>(left)->abandon();
+      } else {
+        others.push_back(*left);
+      }
+    }
+    while (auto* const left = others.first()) {
+      others.erase(*left);
       static_cast<Lane*>(left)->abandon();
     }
   }
@@ -173,13 +190,14 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
   const executor_scope scope(engine().loop());
   start_mark mark(current);
   current->mark = &mark;
-  bool check = false;
+  bool check = false;      // last_check() is due
+  bool looked = false;     // since then this pump has looked for work once more
   for (;;) {
     if (here.marked()) [[unlikely]] check |= answer(here);
     if (!current && parked_count_.load(std::memory_order_relaxed) != 0) [[unlikely]] {
       current = parked_lane();
     }
-    supply more = engine().halted() ? supply::none : engine().provide(here);
+    supply more = engine().halted() ? supply::none : engine().provide(here, current);
     if (more == supply::ready) {
       if (!current) current = new_lane();
       if (current) {
@@ -187,20 +205,29 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
           mark.reopen(current);
           current->mark = &mark;
         }
+        looked = false;
         more = engine().process(here, current, mark);
         if (more == supply::ready) continue;
       }
     }
-    // Nothing that this pump could do now.
+    // Nothing that this pump could do now. First the lane goes, then others are asked: who answers can have it.
+    if (more == supply::lost) current = nullptr;
     if (current) {
+      engine().part_with(*current, more);
       check |= retire(*current);
       current = nullptr;
+      if (engine().more_came()) [[unlikely]] continue;
     }
     if (more == supply::contended && !ask_others(here)) continue;
+    if (more == supply::queued && !engine().ask_at_turnstile()) continue;
     if (parked_count_.load(std::memory_order_relaxed) != 0) [[unlikely]] continue;
     if (check) {
-      check = false;
+      // The last lane may have gone because something was in its way, with work left in this very station.
+      if (!std::exchange(looked, true)) continue;
+      check = looked = false;
+      mark.take_off();  // the batch may end inside its own start
       if (last_check(here)) return;
+      mark.put_on();
     }
     if (here.leave()) return;  // *this may be gone
   }
@@ -274,19 +301,23 @@ bool pump_core<Engine, Lane>::last_check(station& here) {
 /// Null at the cap, or where there is no memory.
 template <class Engine, class Lane>
 Lane* pump_core<Engine, Lane>::new_lane() {
-  std::uint64_t seen = live_.load(std::memory_order_relaxed);
+  std::uint64_t seen = live_.load();
   if ((seen & live_mask) >= cap_) return nullptr;
   Lane* const made = Lane::make(engine());
   if (!made) return nullptr;
-  while (!live_.compare_exchange_weak(seen, seen + one_more, std::memory_order_acq_rel, std::memory_order_relaxed)) {
-    if ((seen & live_mask) >= cap_) {
-      made->handle().destroy();
-      return nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    bool added = false;
+    while (!added && (seen & live_mask) < cap_ && engine().may_add_lane()) {
+      added = live_.compare_exchange_weak(seen, seen + one_more, std::memory_order_acq_rel);
+    }
+    if (added) {
+      lanes_.push_back(*made);
+      return made;
     }
   }
-  const std::lock_guard lock(mutex_);
-  lanes_.push_back(*made);
-  return made;
+  made->handle().destroy();
+  return nullptr;
 }
 
 template <class Engine, class Lane>
@@ -303,13 +334,13 @@ Lane* pump_core<Engine, Lane>::parked_lane() {
 /// True: it was the last one, and last_check() is due.
 template <class Engine, class Lane>
 bool pump_core<Engine, Lane>::retire(Lane& lane) {
-  engine().part_with(lane);
   {
     const std::lock_guard lock(mutex_);
     lanes_.erase(lane);
   }
   lane.handle().destroy();
-  return (live_.fetch_sub(1, std::memory_order_acq_rel) & live_mask) == 1;
+  // seq_cst: pairs with the load in new_lane(), see more_came() of the engine.
+  return (live_.fetch_sub(1) & live_mask) == 1;
 }
 
 /// One more pump, on a lane of its own, if the cap allows; true: last_check() is due.
@@ -319,6 +350,7 @@ bool pump_core<Engine, Lane>::start_another() {
   if (!another) return false;
   if (engine().loop().execute(another->handle())) return false;
   engine().refused();
+  engine().part_with(*another, supply::none);
   return retire(*another);
 }
 

@@ -24,10 +24,10 @@ inline std::chrono::steady_clock::time_point steady_time(std::int64_t since_epoc
   return steady_clock::time_point(duration_cast<steady_clock::duration>(nanoseconds(since_epoch)));
 }
 
-/// How long before a deadline to stop sleeping and start to spin. A thread wakes up some 30 to 90 microseconds late (timer
-/// slack, scheduling); the spin hides most of that, and never costs more than a sixteenth of the wait.
+/// How long before a deadline to stop sleeping and start to spin. A thread wakes up some 30 to 90 microseconds late
+/// (timer slack, scheduling); the spin hides most of that, and never costs more than a sixteenth of the wait.
 constexpr std::int64_t spin_before(std::int64_t deadline, std::int64_t now) noexcept {
-  return std::clamp<std::int64_t>((deadline - now) / 16, 0, 50'000);
+  return deadline <= now ? 0 : std::min<std::int64_t>((deadline - now) / 16, 50'000);
 }
 
 /// For a thread of our own: its timed waits end in time. (Linux lets them be 50 microseconds late by default.)

@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -13,6 +14,33 @@
 /// Where outcomes are written while a batch runs: slots that never move.
 
 namespace cobatch::detail {
+
+/// `slot = Result(arguments...)`, also for results that cannot be assigned. If it throws, the slot holds what it held.
+///
+/// Requires: a slot of a Result that may throw while it is moved holds an error.
+template <class Result, class... Arguments>
+void rewrite(Result& slot, Arguments&&... arguments) {
+  if constexpr (std::is_nothrow_constructible_v<Result, Arguments...>) {
+    std::destroy_at(&slot);
+    std::construct_at(&slot, std::forward<Arguments>(arguments)...);
+  } else {
+    Result made(std::forward<Arguments>(arguments)...);
+    if constexpr (std::is_nothrow_move_constructible_v<Result>) {
+      std::destroy_at(&slot);
+      std::construct_at(&slot, std::move(made));
+    } else if constexpr (std::is_move_assignable_v<Result>) {
+      slot = std::move(made);
+    } else {
+      typename Result::error_type before(std::move(slot.error()));
+      std::destroy_at(&slot);
+      guarded([&] { std::construct_at(&slot, std::move(made)); },
+              [&] {
+                std::construct_at(&slot, typename Result::unexpected_type(std::move(before)));
+                std::rethrow_exception(std::current_exception());
+              });
+    }
+  }
+}
 
 /// For inputs of known length: the very vector that the user gets.
 ///
@@ -82,7 +110,7 @@ class growing_results {
       for (Result& each : block) {
         guarded([&] { all.push_back(std::move(each)); }, [&] { MakeFailed()(all); });
       }
-      block = {};
+      block = std::vector<Result>();
     }
     return all;
   }

@@ -30,10 +30,9 @@ enum class semaphore_outcome : unsigned char {
   cancelled,  ///< taken out of the queue: nothing taken
 };
 
-/// One acquisition. Its owner sets handle, executor and weight; while it waits, the outcome is the
-/// semaphore's.
+/// One acquisition. Its owner sets handle, executor and weight; the semaphore sets the outcome.
 class semaphore_waiter : public waiter {
-public:
+ public:
   constexpr explicit semaphore_waiter(permit_count wanted) noexcept : weight(wanted) {}
 
   permit_count weight;
@@ -44,22 +43,27 @@ public:
 ///
 /// `word_` is the whole state of a semaphore in which nobody waits:
 ///
-///     word_ >= 0   open:   so many permits are free, the queue is empty
-///     word_ <  0   closed: somebody waits, or more permits are out than the limit allows; closed_free_ says
-///                          how many are free (below zero: too many are out), the number in word_ nothing
+///     open    how many permits are free, less what is overdrawn just now (so it may be a little below zero);
+///             the queue is empty
+///     closed  far below zero, and the number means nothing: somebody waits, or more permits are out than
+///             the limit allows; closed_free_ says how many are free, less what is overdrawn
 ///
-///     open   -> open     take: compare-exchange, give: fetch-add; both without the mutex
+///     open   -> open     take: fetch-sub or compare-exchange, give: fetch-add; without the mutex
 ///     open   -> closed   compare-exchange under mutex_: a waiter queues, the limit is lowered
 ///     closed -> closed   under mutex_: give, queue, leave the queue, change the limit
 ///     closed -> open     store under mutex_, once the queue is empty and closed_free_ >= 0
 ///
+/// A fetch-add or fetch-sub that finds the word closed has changed nothing that counts, and is made good
+/// under mutex_. A fetch-sub that finds it open, but too low, has overdrawn: whoever did it pays back under
+/// mutex_, into the word or, if that has been closed since, into closed_free_, which inherited the debt.
+/// Until then others may be queued who need not be; the payment lets them go on.
+///
 /// So a newcomer cannot overtake: it finds the word closed, and queues. And no wake-up is lost: a give whose
-/// fetch-add comes before the closing is counted by who closes; one whose fetch-add comes after it has
-/// changed nothing that counts, and gives again under mutex_, where it finds the waiter queued. No permit is
-/// to be had before its giver's last access but the unlocking: whoever is granted it may destroy the
-/// semaphore.
+/// fetch-add comes before the closing is counted by who closes; one whose fetch-add comes after it gives
+/// under mutex_, where it finds the waiter queued. No permit is to be had before its giver's last access but
+/// the unlocking: whoever is granted it may destroy the semaphore.
 class semaphore_core {
-public:
+ public:
   constexpr explicit semaphore_core(std::size_t limit) noexcept : word_(counted(limit)), limit_(limit) {}
   semaphore_core(const semaphore_core&) = delete;
   semaphore_core& operator=(const semaphore_core&) = delete;
@@ -72,18 +76,37 @@ public:
   std::size_t waiting() const noexcept { return waiting_.load(std::memory_order_relaxed); }
   std::size_t available() const noexcept {
     permit_count free = word_.load(std::memory_order_relaxed);
-    if (free < 0) free = closed_free_.load(std::memory_order_relaxed);
+    if (!is_open(free)) free = closed_free_.load(std::memory_order_relaxed);
     return static_cast<std::size_t>(std::clamp(free, permit_count{0}, max_permits));
+  }
+
+  /// More permits are out than the limit allows: whoever passes one on should give it back instead.
+  bool overdrawn() const noexcept {
+    return !is_open(word_.load(std::memory_order_relaxed)) && closed_free_.load(std::memory_order_relaxed) < 0;
+  }
+
+  enum class first_try : unsigned char { taken, refused, overdrawn };
+
+  /// Takes `weight` permits if they are free and nobody waits; if not, wait_for() must follow, and be told.
+  ///
+  /// A single instruction: try_take(), a load and a compare-exchange, costs a half more just after a give().
+  first_try take_first(permit_count weight) noexcept {
+    if (weight > max_fast) [[unlikely]] {
+      return try_take(weight) ? first_try::taken : first_try::refused;
+    }
+    // acquire: as in try_take().
+    const permit_count before = word_.fetch_sub(weight, std::memory_order_acquire);
+    if (before >= needed_for(weight)) [[likely]]
+      return first_try::taken;
+    return is_open(before) ? first_try::overdrawn : first_try::refused;
   }
 
   /// Takes `weight` permits if they are free and nobody waits.
   bool try_take(permit_count weight) noexcept {
     permit_count word = word_.load(std::memory_order_relaxed);
     while (word >= needed_for(weight)) {
-      // acquire: pairs with the release in give() and change(), so that what was done under the permits is
-      // seen.
-      if (word_.compare_exchange_weak(word, word - weight, std::memory_order_acquire,
-                                      std::memory_order_relaxed)) {
+      // acquire: pairs with the release in give() and change(): what was done under the permits is seen.
+      if (word_.compare_exchange_weak(word, word - weight, std::memory_order_acquire, std::memory_order_relaxed)) {
         return true;
       }
     }
@@ -92,14 +115,15 @@ public:
 
   /// Adds n permits, n <= max_permits. May resume coroutines that have no executor.
   void give(permit_count n) noexcept {
-    if (n <= max_fast_give) [[likely]] {
-      // No look at the word first: a load between two locked instructions costs as much as half of one.
-      // release: pairs with the acquire in try_take(), wait_for() and change().
+    if (n <= max_fast) [[likely]] {
+      // No look at the word first, as in take_first().
+      // release: pairs with the acquire wherever permits are taken.
       const permit_count before = word_.fetch_add(n, std::memory_order_release);
-      // From here on *this may be gone.
-      if (before >= 0 && before <= max_permits - n) [[likely]]
-        return;
-      if (before >= 0) n = 0;  // given; only cut down to max_permits
+      if (is_open(before)) [[likely]] {
+        if (before <= max_permits - n) [[likely]]
+          return;  // *this may be gone
+        n = 0;     // given; only cut down to max_permits
+      }
     }
     give_slowly(n);
   }
@@ -107,15 +131,15 @@ public:
   /// Takes waiter.weight permits, or queues the waiter. True: settled at once, as granted or too_heavy.
   /// False: it will be resumed once it is settled, maybe before this returns. Its outcome tells how.
   bool acquire_or_wait(semaphore_waiter& waiter) noexcept {
-    if (try_take(waiter.weight)) {
-      waiter.outcome = semaphore_outcome::granted;
-      return true;
-    }
-    return wait_for(waiter);
+    const first_try result = take_first(waiter.weight);
+    if (result != first_try::taken) return wait_for(waiter, result);
+    waiter.outcome = semaphore_outcome::granted;
+    return true;
   }
 
-  /// The second half of acquire_or_wait(). True also for a waiter that has been stopped in between.
-  [[gnu::noinline]] inline bool wait_for(semaphore_waiter& waiter) noexcept;
+  /// The second half of acquire_or_wait(), after a first try (try_take() counts as refused). True also for a
+  /// waiter that has been stopped in between.
+  [[gnu::noinline]] inline bool wait_for(semaphore_waiter& waiter, first_try result) noexcept;
 
   /// Takes a queued waiter out and does not resume it; false: it was not in the queue any more. May resume
   /// others that have no executor, as give().
@@ -138,24 +162,24 @@ public:
 
   inline void set_limit(std::size_t n) noexcept;
 
-private:
+ private:
   static constexpr permit_count closed = -(permit_count{1} << 62);
-  // However many threads add so much at once, a closed word stays negative and an open one does not wrap.
-  // What they add to a closed one is wiped off by change(), which each of them comes to.
-  static constexpr permit_count max_fast_give = permit_count{1} << 32;
+  static constexpr permit_count lowest_open = -(permit_count{1} << 61);
+  // However many threads add or subtract so much at once, the word stays open or closed, and does not wrap.
+  // What they change of a closed word is wiped off under mutex_, where each of them goes next.
+  static constexpr permit_count max_fast = permit_count{1} << 32;
 
-  static constexpr permit_count counted(std::size_t n) noexcept {
-    return std::min(to_permits(n), max_permits);
-  }
+  static constexpr bool is_open(permit_count word) noexcept { return word >= lowest_open; }
+
+  static constexpr permit_count counted(std::size_t n) noexcept { return std::min(to_permits(n), max_permits); }
 
   // A weight of 0 takes nothing, but passes only where a permit is free: it waits its turn, and while paused.
-  static constexpr permit_count needed_for(permit_count weight) noexcept {
-    return std::max(weight, permit_count{1});
-  }
+  static constexpr permit_count needed_for(permit_count weight) noexcept { return std::max(weight, permit_count{1}); }
 
   // Under mutex_: n more permits are free (n < 0: fewer); whoever can go on now moves to `ready`.
   inline void change(permit_count n, waiter_list& ready) noexcept;
   // Under mutex_.
+  inline bool settle_or_queue(semaphore_waiter& waiter) noexcept;
   inline void dequeue(semaphore_waiter& waiter, semaphore_outcome outcome) noexcept;
 
   [[gnu::noinline]] inline void give_slowly(permit_count n) noexcept;
@@ -176,16 +200,27 @@ private:
 
 // ---- Implementation ----
 
-bool semaphore_core::wait_for(semaphore_waiter& waiter) noexcept {
-  const std::lock_guard lock(mutex_);
+bool semaphore_core::wait_for(semaphore_waiter& waiter, first_try result) noexcept {
+  waiter_list ready;
+  bool settled;
+  {
+    const std::lock_guard lock(mutex_);
+    if (result == first_try::overdrawn) change(waiter.weight, ready);
+    settled = settle_or_queue(waiter);
+  }
+  // If not settled, the waiter may be gone.
+  resume_all(ready);
+  return settled;
+}
+
+bool semaphore_core::settle_or_queue(semaphore_waiter& waiter) noexcept {
   if (waiter.outcome == semaphore_outcome::stopped) return true;
   const bool too_heavy = limit() != 0 && waiter.weight > counted(limit());
   permit_count word = word_.load(std::memory_order_relaxed);
-  while (word >= 0) {
-    const bool fits = word >= needed_for(waiter.weight);  // given back since the try
+  while (is_open(word)) {
+    const bool fits = word >= needed_for(waiter.weight);  // given back since the first try
     if (!fits && too_heavy) break;
-    // acquire: pairs with the release in give() and change(). Who closes the word passes on what came with
-    // it.
+    // acquire: as in try_take(). Who closes the word passes on what came with its permits.
     if (!word_.compare_exchange_weak(word, fits ? word - waiter.weight : closed, std::memory_order_acquire,
                                      std::memory_order_relaxed)) {
       continue;
@@ -195,8 +230,9 @@ bool semaphore_core::wait_for(semaphore_waiter& waiter) noexcept {
       return true;
     }
     closed_free_.store(word, std::memory_order_relaxed);
-    break;
+    word = closed;
   }
+  if (!is_open(word)) word_.store(closed, std::memory_order_relaxed);  // wipes off what was added to it
   if (too_heavy) {
     waiter.outcome = semaphore_outcome::too_heavy;
     return true;
@@ -258,9 +294,9 @@ void semaphore_core::set_limit(std::size_t n) noexcept {
 void semaphore_core::change(permit_count n, waiter_list& ready) noexcept {
   const auto plus_n = [n](permit_count free) { return std::min(free + n, max_permits); };
   permit_count word = word_.load(std::memory_order_relaxed);
-  while (word >= 0) {
+  while (is_open(word)) {
     const permit_count free = plus_n(word);
-    // release: pairs with the acquire in try_take() and wait_for(). acquire: as in wait_for().
+    // release: as in give(). acquire: as in settle_or_queue().
     if (word_.compare_exchange_weak(word, free >= 0 ? free : closed, std::memory_order_acq_rel,
                                     std::memory_order_relaxed)) {
       if (free < 0) closed_free_.store(free, std::memory_order_relaxed);
@@ -275,7 +311,7 @@ void semaphore_core::change(permit_count n, waiter_list& ready) noexcept {
     ready.push_back(*head);
   }
   closed_free_.store(free, std::memory_order_relaxed);
-  // release, where this opens it: pairs with the acquire in try_take() and wait_for().
+  // release, where this opens it: as in give().
   word_.store(queue_.empty() && free >= 0 ? free : closed, std::memory_order_release);
 }
 

@@ -24,6 +24,12 @@ template <class View>
 concept indexable = std::ranges::random_access_range<View> && std::ranges::sized_range<View> &&
                     std::is_lvalue_reference_v<std::ranges::range_reference_t<View>>;
 
+/// The elements belong to the batch: the range was moved in.
+template <class View>
+inline constexpr bool owns_elements = false;
+template <class Range>
+inline constexpr bool owns_elements<std::ranges::owning_view<Range>> = true;
+
 /// Answers of a claim.
 enum class claim : unsigned char {
   taken,      ///< a sample is ours
@@ -38,6 +44,7 @@ template <class View>
 class indexed_source {
  public:
   static constexpr bool indexed = true;
+  static constexpr bool owned = owns_elements<View>;
   using reference = std::ranges::range_reference_t<View>;
   struct cell {};
 
@@ -123,6 +130,7 @@ class pulled_source {
 
  public:
   static constexpr bool indexed = false;
+  static constexpr bool owned = !in_place || owns_elements<View>;
   using reference = std::conditional_t<in_place, iterator_reference, kept&>;
 
   struct cell {

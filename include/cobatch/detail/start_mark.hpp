@@ -25,6 +25,10 @@ class start_mark {
 
   bool finished() const noexcept { return finished_; }
 
+  /// Uncovers the mark below it, for a completion that may belong to that one; put_on() covers it again.
+  void take_off() noexcept { innermost_ = outer_; }
+  void put_on() noexcept { innermost_ = this; }
+
   /// For a mark that serves a loop: open again, now for `owner`.
   void reopen(const void* owner) noexcept {
     owner_ = owner;

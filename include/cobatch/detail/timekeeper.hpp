@@ -5,7 +5,6 @@
 #include <stop_token>
 #include <utility>
 
-#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 
 namespace cobatch::detail {
@@ -14,7 +13,8 @@ namespace cobatch::detail {
 ///
 /// Engine has, for its friend: expire() -> std::chrono::nanoseconds, which does what is due and tells how long to sleep
 /// (zero or less: the batch has ended); sleep(pause) -> an awaitable of bool, false: not for so long; woken() -> bool,
-/// whether that was wanted (if not, the executor has no timers any more); timekeeper_ended(), the last call. It starts when its handle is first resumed, and destroys itself at its end.
+/// whether that was wanted (if not, the executor has no timers any more); refused(), where sleep() throws;
+/// timekeeper_ended(), the last call. It starts when its handle is first resumed, and destroys itself at its end.
 template <class Engine>
 class timekeeper {
  public:
@@ -38,7 +38,7 @@ class timekeeper {
     std::suspend_always initial_suspend() const noexcept { return {}; }
     last_word final_suspend() const noexcept { return {}; }
     void return_void() const noexcept {}
-    void unhandled_exception() const noexcept { fail("schedule_after() of the executor threw"); }
+    void unhandled_exception() const noexcept { engine_.refused(); }  // no timer, no more samples
 
    private:
     Engine& engine_;

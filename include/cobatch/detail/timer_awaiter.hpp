@@ -12,8 +12,8 @@ namespace cobatch::detail {
 
 /// What schedule_after() of run_loop, thread_pool and simulation returns; see timer_state for the transitions.
 ///
-/// Owner has, for its friend: execute(handle) -> bool; add_timer(node, delay) -> bool (false: stopped, do not suspend);
-/// stop_timer(node); erase_timer(node). The last three take the owner's lock.
+/// Owner has, for its friend: execute(handle) -> bool; add_timer(node, delay) -> bool (false: stopped, do not
+/// suspend); stop_timer(node); erase_timer(node). The last three take the owner's lock.
 template <class Owner>
 class [[nodiscard]] timer_awaiter {
  public:
@@ -48,7 +48,8 @@ class [[nodiscard]] timer_awaiter {
  private:
   struct stopper {
     timer_awaiter* self;
-    // Once the timer is due the coroutine may be resumed at any moment; ~stop_callback waits for the end of this call.
+    // Once the timer is due the coroutine may be resumed at any moment; ~stop_callback waits for the end of this
+    // call.
     void operator()() const noexcept { self->owner_->stop_timer(self->node_); }
   };
 

@@ -16,7 +16,8 @@ namespace cobatch::detail {
 ///      │                └─stop()──> stopped, in the queue and due at once ──take_due()──> stopped, taken
 ///      └────stop()──> stopped, and add() refuses it: the coroutine does not suspend
 ///
-/// Only take_due() removes a timer, and whoever called it owns the resumption. A stop() that comes later changes nothing.
+/// Only take_due() removes a timer, and whoever called it owns the resumption. A stop() that comes later changes
+/// nothing.
 enum class timer_state : unsigned char { idle, queued, elapsed, stopped };
 
 /// One sleeping coroutine; lives in its awaiter, that is, in the coroutine's own frame.
@@ -32,12 +33,13 @@ struct timer_node {
 
 /// Timers by deadline: a 4-ary heap. Equal deadlines are taken in the order in which they were set.
 ///
-/// Complexity: add, stop, erase and take_due O(log n); earliest O(1). The heap's array grows, nothing else is allocated.
+/// Complexity: add, stop, erase and take_due O(log n); earliest O(1). The heap's array grows, nothing else is
+/// allocated.
 /// Thread safety: none, its owner locks.
 class timer_queue {
  public:
-  using nanoseconds = std::int64_t;                                                   // since the owner's epoch
-  static constexpr nanoseconds never = std::numeric_limits<nanoseconds>::max();       // such a deadline does not come
+  using nanoseconds = std::int64_t;                                              // since the owner's epoch
+  static constexpr nanoseconds never = std::numeric_limits<nanoseconds>::max();  // such a deadline does not come
   static constexpr nanoseconds immediately = std::numeric_limits<nanoseconds>::min();
 
   /// now + delay, or never where that is too far away.

@@ -14,7 +14,7 @@ class waiter_list;
 ///
 /// A list has no lock: it belongs to whoever owns it, a mutex or a stack frame.
 class waiter {
-public:
+ public:
   constexpr waiter() noexcept = default;
   waiter(const waiter&) = delete;
   waiter& operator=(const waiter&) = delete;
@@ -31,7 +31,7 @@ public:
   std::coroutine_handle<> handle;
   executor_ref executor;  ///< where the handle goes on; empty: where it is resumed
 
-private:
+ private:
   friend waiter_list;
   waiter* previous_ = nullptr;
   waiter* next_ = nullptr;  // null: in no list
@@ -39,7 +39,7 @@ private:
 
 /// Waiters in the order in which they came.
 class waiter_list {
-public:
+ public:
   constexpr waiter_list() noexcept { clear(); }
   waiter_list(const waiter_list&) = delete;
   waiter_list& operator=(const waiter_list&) = delete;
@@ -73,7 +73,7 @@ public:
     other.clear();
   }
 
-private:
+ private:
   constexpr void clear() noexcept { ring_.previous_ = ring_.next_ = &ring_; }
 
   waiter ring_;  // the link between the last and the first
@@ -83,12 +83,12 @@ private:
 /// null.
 inline thread_local constinit waiter_list* this_thread_trampoline = nullptr;
 
-/// Lets every waiter in `ready` go on, in order: each on its executor; those that have none, or whose
-/// executor refuses them, here. Call it under no lock: any code may run inside it.
+/// Lets every waiter in `ready` go on, in order: each on its executor; one that has none, or whose executor
+/// refuses it, here, once all others are on theirs. Call it under no lock: any code may run inside it.
 ///
-/// Resumed here, a coroutine may itself make others ready: they are queued behind and the outermost call on
-/// this thread resumes them, so that a chain of any length runs on a flat stack. A waiter stays linked until
-/// its very turn: one that is destroyed by a coroutine resumed before it takes itself out.
+/// Resumed here, a coroutine may itself make others ready: they queue up, and the outermost call on this thread
+/// resumes them, so that a chain of any length runs on a flat stack. A waiter stays linked until its very turn:
+/// one that is destroyed by a coroutine resumed before it takes itself out.
 inline void resume_all(waiter_list& ready) noexcept {
   waiter_list here;
   while (waiter* const each = ready.pop_front()) {

@@ -1,0 +1,157 @@
+#include <cobatch/thread_pool.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <latch>
+#include <random>
+#include <stop_token>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <cobatch/run_loop.hpp>
+#include <cobatch/sync_wait.hpp>
+#include <cobatch/task.hpp>
+
+#include "support/catch.hpp"
+#include "support/detached.hpp"
+#include "support/effort.hpp"
+
+using cobatch::run_loop;
+using cobatch::sync_wait;
+using cobatch::task;
+using cobatch::thread_pool;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct tally {
+  std::atomic<int> elapsed{0};
+  std::atomic<int> stopped{0};
+  std::atomic<int> too_early{0};
+};
+
+/// Sleeps once and keeps count of how that ended.
+template <class Executor>
+task<> sleep_once(Executor& ex, std::chrono::nanoseconds delay, std::stop_token token, tally& counts) {
+  const auto deadline = std::chrono::steady_clock::now() + delay;
+  if (co_await ex.schedule_after(delay, token)) {
+    counts.elapsed.fetch_add(1);
+    if (std::chrono::steady_clock::now() < deadline) counts.too_early.fetch_add(1);
+  } else {
+    counts.stopped.fetch_add(1);
+  }
+}
+
+template <class Executor>
+detached sleep_detached(Executor& ex, std::chrono::nanoseconds delay, std::stop_token token, tally& counts,
+                        std::latch& done) {
+  co_await sleep_once(ex, delay, std::move(token), counts);
+  done.count_down();
+}
+
+}  // namespace
+
+TEST_CASE("timer stress: stops that race with deadlines wake each sleeper exactly once") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937 random(seed);
+  thread_pool pool(2);
+  tally counts;
+  const int rounds = effort(300);
+  constexpr int sleepers = 50;
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<std::stop_source> sources(sleepers);
+    std::latch done(sleepers);
+    std::thread stopper([&, stopper_seed = random()] {
+      std::mt19937 dice(static_cast<std::uint32_t>(stopper_seed));
+      for (auto& source : sources) {
+        source.request_stop();
+        if (dice() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(dice() % 30));
+      }
+    });
+    for (auto& source : sources) {
+      sleep_detached(pool, std::chrono::microseconds(random() % 150), source.get_token(), counts, done);
+    }
+    done.wait();
+    stopper.join();
+  }
+  CHECK(counts.elapsed + counts.stopped == rounds * sleepers);
+  CHECK(counts.too_early == 0);
+}
+
+TEST_CASE("timer stress: stops from other threads on a run_loop wake each sleeper exactly once") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937 random(seed);
+  tally counts;
+  const int rounds = effort(300);
+  constexpr int sleepers = 50;
+  for (int round = 0; round < rounds; ++round) {
+    run_loop loop;
+    std::vector<std::stop_source> sources(sleepers);
+    std::latch done(sleepers);
+    std::thread stopper([&] {
+      for (auto& source : sources) source.request_stop();
+    });
+    for (auto& source : sources) {
+      sleep_detached(loop, std::chrono::microseconds(random() % 150), source.get_token(), counts, done);
+    }
+    auto wait = [&]() -> task<> {
+      while (!done.try_wait()) co_await loop.schedule_after(20us);
+    };
+    loop.run(wait());
+    stopper.join();
+  }
+  CHECK(counts.elapsed + counts.stopped == rounds * sleepers);
+  CHECK(counts.too_early == 0);
+}
+
+TEST_CASE("timer stress: a hundred thousand sleep at once, some are stopped, all wake up") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937 random(seed);
+  const int sleepers = effort(100'000);
+  thread_pool pool(2);
+  tally counts;
+  std::stop_source source;
+  std::latch done(sleepers);
+  for (int i = 0; i < sleepers; ++i) {
+    const bool stoppable = i % 4 == 0;
+    const auto delay = stoppable ? std::chrono::nanoseconds(1h) : std::chrono::microseconds(random() % 50'000);
+    sleep_detached(pool, delay, stoppable ? source.get_token() : std::stop_token(), counts, done);
+  }
+  source.request_stop();
+  done.wait();
+  CHECK(counts.stopped == sleepers / 4);
+  CHECK(counts.elapsed == sleepers - sleepers / 4);
+  CHECK(counts.too_early == 0);
+}
+
+TEST_CASE("timer stress: pools destroyed among sleepers and stops lose nobody") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937 random(seed);
+  tally counts;
+  const int rounds = effort(300);
+  constexpr int sleepers = 40;
+  for (int round = 0; round < rounds; ++round) {
+    std::stop_source source;
+    std::latch done(sleepers);
+    std::thread stopper;
+    {
+      thread_pool pool(2);
+      for (int i = 0; i < sleepers; ++i) {
+        const auto delay = i % 2 == 0 ? std::chrono::nanoseconds(1h) : std::chrono::microseconds(random() % 100);
+        sleep_detached(pool, delay, source.get_token(), counts, done);
+      }
+      stopper = std::thread([&] { source.request_stop(); });
+    }
+    CHECK(done.try_wait());
+    stopper.join();
+  }
+  CHECK(counts.elapsed + counts.stopped == rounds * sleepers);
+  CHECK(counts.too_early == 0);
+}
