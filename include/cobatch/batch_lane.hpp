@@ -97,8 +97,8 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   struct on_stop {
     batch_lane* self;
     void operator()() const noexcept {
-      std::stop_source attempts = self->stop;  // the lane may end inside the call
-      attempts.request_stop();
+      std::stop_source source = self->stop;  // the lane may end inside the call
+      source.request_stop();
     }
   };
 

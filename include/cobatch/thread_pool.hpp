@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/handle_queue.hpp>
@@ -110,7 +111,8 @@ class thread_pool {
 
   // Read on every push and at every turn of a worker's loop, seldom written. `idle` is atomic; the rest of it is
   // guarded by mutex_.
-  alignas(64) detail::sleeping_workers sleepers_;
+  detail::line_gap gap_before_;
+  detail::sleeping_workers sleepers_;
   // The earliest deadline; written under mutex_. A hint, hence relaxed: before a worker sleeps it asks timers_.
   std::atomic<timer_queue::nanoseconds> next_deadline_{timer_queue::never};
   // Whether injected_ holds something; written under mutex_, read as a hint by busy workers and in after_search().
@@ -118,7 +120,8 @@ class thread_pool {
   // Written by stop() under mutex_. A worker that reads it late pushes as if before the stop, and runs it itself.
   std::atomic<bool> stopped_{false};
 
-  alignas(64) std::mutex mutex_;   // guards what follows, and sleepers_
+  detail::line_gap gap_behind_;
+  std::mutex mutex_;               // guards what follows, and sleepers_
   detail::handle_queue injected_;  // from other threads, and what does not fit into a ring
   timer_queue timers_;
 };

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
@@ -140,8 +141,7 @@ class pump_core {
   const std::size_t cap_;
   std::size_t station_count_ = 0;
   std::unique_ptr<station[]> stations_;
-  // Not alignas: engines live in coroutine frames, which GCC 12 does not align beyond what operator new does.
-  std::byte apart_from_what_is_only_read_[cache_line];
+  line_gap gap_;  // what comes before is only read
   std::atomic<std::uint64_t> live_{0};
   mutable std::mutex mutex_;  // guards lanes_, parked_ and what Engine puts under it
 

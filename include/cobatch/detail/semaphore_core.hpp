@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 
+#include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/waiter.hpp>
 
@@ -186,9 +187,11 @@ class semaphore_core {
   [[gnu::noinline]] inline bool take_out(semaphore_waiter& waiter, waiter_list* cancelled) noexcept;
 
   // On a line of its own: who polls waiting() is not disturbed by who takes and gives.
-  alignas(64) std::atomic<permit_count> word_;
+  line_gap gap_before_;
+  std::atomic<permit_count> word_;
+  line_gap gap_behind_;
   // The atomics from here on are written under mutex_; anyone may read them, and they publish nothing.
-  alignas(64) std::atomic<std::size_t> waiting_ = 0;
+  std::atomic<std::size_t> waiting_ = 0;
   std::atomic<std::size_t> limit_;
   std::atomic<permit_count> closed_free_ = 0;
   // Guards all members below and above, but for word_ while it is open, and the outcome of every waiter that

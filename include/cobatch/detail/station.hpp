@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/cache_line.hpp>
 
-/// Two threads' data apart: the size of a cache line where it is known to matter.
-inline constexpr std::size_t cache_line = 64;
+namespace cobatch::detail {
 
 /// Sample numbers [begin, end).
 struct index_range {
