@@ -20,13 +20,11 @@ configurations() {
 gcc-20                 | everyday | gcc   | libstdc++ | 20 | Release |                   | -DCOBATCH_BUILD_BENCHMARKS=ON -DCMAKE_CXX_FLAGS_RELEASE=-O2
 gcc-20-asan            | everyday | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 gcc-20-tsan            | everyday | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1
-clang-libstdcxx-23     | everyday | clang | libstdc++ | 23 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2
-clang-libcxx-20        | everyday | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O1
-gcc-23                 | all      | gcc   | libstdc++ | 23 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2
-clang-libstdcxx-20     | all      | clang | libstdc++ | 20 | Release |                   |
-clang-libcxx-23        | all      | clang | libc++    | 23 | Release |                   |
-clang-libcxx-23-own    | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS=-DCOBATCH_USE_STD_EXPECTED=0
-clang-libcxx-20-asan   | all      | clang | libc++    | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O1
+clang-libcxx-20        | everyday | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+gcc-23                 | all      | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+clang-libstdcxx-20     | all      | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+clang-libstdcxx-23     | all      | clang | libstdc++ | 23 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O1
+clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 TABLE
 }
 

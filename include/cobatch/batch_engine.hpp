@@ -144,7 +144,7 @@ struct outcome_of {
 /// Types has `executor`, `source`, `predict` and `sink`: where outcomes go. The sink has
 ///
 ///     bool make_room(std::size_t end)  for an indexed source, under its lock: slots for the samples below `end`
-///     void place_made(Lane&)           sets lane.slot for lane.index, for which there is room
+///     made_slot(std::size_t index)     the slot of a sample for which room was made
 ///     bool place(Lane&)                makes room and sets lane.slot; false: take no more samples
 ///     void settled(slot, index)        the outcome in the slot is final; any thread
 ///     supply room()                    whether one more sample may be taken in just now
@@ -235,6 +235,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   executor_ref loop() noexcept { return ref(ex_); }
   supply provide(station& here, lane* current);
   supply process(station& here, lane*& current, start_mark& mark);
+  supply process_plainly(station& here, lane*& current, start_mark& mark);
   bool share(station& here);
   bool ask_at_turnstile() noexcept { return turnstile_.ask(); }
   void part_with(lane& self, supply why);
@@ -264,7 +265,9 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
 
   // -- one attempt --
   enum class begun : unsigned char { suspended, ready, settled };
-  begun begin(lane& self);
+  begun begin(lane& self, std::size_t index);
+  void before_attempt(lane& self);
+  void collect(lane& self);
   bool conclude(lane& self);
   bool end_attempt(lane& self);
   void end_sample(lane& self, cell_type& cell);
@@ -450,6 +453,7 @@ template <class Types>
 supply batch_engine<Types>::process(station& here, lane*& current, start_mark& mark) {
   lane& self = *current;
   if (plain_) [[likely]] {
+    if constexpr (source::indexed) return process_plainly(here, current, mark);
     switch (take_sample(here, self)) {
       case claim::taken: break;
       case claim::exhausted: return supply::none;
@@ -461,25 +465,23 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
     if (prepared != supply::ready) return prepared;
     if (!self.has_sample) return supply::ready;  // it came to its end on the way
   }
-  const begun state = begin(self);
-  bool kept = true;
-  if (state == begun::settled) {
-    if (!plain_) {
-      kept = end_attempt(self);
-    } else {
-      sink_.settled(self.slot, self.index);
+  self.has_sample = false;
+  self.stage = lane_stage::attempt;
+  const begun state = begin(self, self.index);
+  if (state == begun::suspended) {
+    if (!mark.finished()) {  // self may be gone
+      current = nullptr;
+      return supply::ready;
     }
-  } else {
-    if (state == begun::suspended) {
-      if (!mark.finished()) {  // self may be gone
-        current = nullptr;
-        return supply::ready;
-      }
-      mark.reopen(&self);
-    }
-    kept = conclude(self);
+    mark.reopen(&self);
   }
-  if (!kept) current = nullptr;
+  self.stage = lane_stage::idle;
+  if (state != begun::settled) collect(self);
+  if (plain_) {
+    sink_.settled(self.slot, self.index);
+  } else if (!end_attempt(self)) {
+    current = nullptr;
+  }
   return supply::ready;
 }
 
@@ -647,8 +649,9 @@ bool batch_engine<Types>::weigh([[maybe_unused]] lane& self) {
 template <class Types>
 auto batch_engine<Types>::pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark)
     -> verdict {
-  if (into) return verdict::passed;
+  // First, for it must not be left for the next time: then it would pass without a permit.
   if (self.came_back != verdict::waits) return std::exchange(self.came_back, verdict::waits);
+  if (into) return verdict::passed;
   if (auto taken = gate.try_acquire(weight)) {
     into = std::move(*taken);
     return verdict::passed;
@@ -785,7 +788,7 @@ claim batch_engine<Types>::take_sample(station& here, lane& self) {
   if constexpr (source::indexed) {
     if (here.range.empty()) return claim::elsewhere;  // what was ready somebody else has taken: look again
     self.index = here.range.begin++;
-    sink_.place_made(self);
+    self.slot = sink_.made_slot(self.index);
   } else {
     const auto place = [&](std::size_t index) {
       self.index = index;
@@ -825,18 +828,14 @@ bool batch_engine<Types>::take_retry(lane& self) {
 
 // -- one attempt --
 
+/// Calls predict for self.index. What it comes to goes to self.target.
 template <class Types>
-auto batch_engine<Types>::begin(lane& self) -> begun {
-  self.has_sample = false;
-  ++self.attempts;
+[[gnu::always_inline]] inline auto batch_engine<Types>::begin(lane& self, std::size_t index) -> begun {
   bool readable = false;
   const auto call = [&]() -> typename traits::raw {
-    auto&& sample = static_cast<typename traits::argument>(source_.get(*self.sample, self.index));
+    auto&& sample = static_cast<typename traits::argument>(source_.get(*self.sample, index));
     readable = true;
-    if (!plain_) [[unlikely]] {
-      if (self.attempts == 1) samples_started_.fetch_add(1, std::memory_order_relaxed);
-      if (watched_) watch(self);
-    }
+    if (!plain_) [[unlikely]] before_attempt(self);
     if constexpr (traits::takes_token) {
       return std::invoke(predict_, static_cast<typename traits::argument>(sample), self.stop.get_token());
     } else {
@@ -845,7 +844,6 @@ auto batch_engine<Types>::begin(lane& self) -> begun {
   };
   const auto attempted = [&]() -> begun {
     if constexpr (traits::is_awaitable) {
-      self.stage = lane_stage::attempt;
       return self.work.start(call, self.handle()) ? begun::ready : begun::suspended;
     } else if constexpr (std::is_void_v<typename traits::raw>) {
       call();
@@ -857,7 +855,6 @@ auto batch_engine<Types>::begin(lane& self) -> begun {
     }
   };
   return guarded(attempted, [&]() -> begun {
-    self.stage = lane_stage::idle;
     if (readable) {
       failed(self);
     } else {
@@ -867,15 +864,58 @@ auto batch_engine<Types>::begin(lane& self) -> begun {
   });
 }
 
-/// Predict's awaitable has come to its end. False: the lane waits for the other attempt of its sample; self may be gone.
 template <class Types>
-[[gnu::always_inline]] inline bool batch_engine<Types>::conclude(lane& self) {
+void batch_engine<Types>::before_attempt(lane& self) {
+  ++self.attempts;
+  if (self.attempts == 1) samples_started_.fetch_add(1, std::memory_order_relaxed);
+  if (watched_) watch(self);
+}
+
+/// Predict's awaitable is ready: writes what it comes to.
+template <class Types>
+[[gnu::always_inline]] inline void batch_engine<Types>::collect(lane& self) {
   if constexpr (traits::is_awaitable) {
-    self.stage = lane_stage::idle;
     guarded([&] { self.work.resume([&](auto&&... outcome) { store(self, std::forward<decltype(outcome)>(outcome)...); }); },
             [&] { failed(self); });
   }
-  if (!plain_) [[unlikely]] return end_attempt(self);
+}
+
+/// A run of samples where no option asks for anything: until the station's claim is used up, or somebody wants something.
+///
+/// This is the loop that decides what a sample costs; it touches nothing that is shared, and little else.
+template <class Types>
+supply batch_engine<Types>::process_plainly(station& here, lane*& current, start_mark& mark) {
+  lane& self = *current;
+  index_range range = here.range;  // nobody else touches it while the station is ours
+  self.attempts = 1;
+  self.stage = lane_stage::attempt;
+  do {
+    const std::size_t index = range.begin++;
+    self.index = index;
+    self.slot = self.target = sink_.made_slot(index);
+    const begun state = begin(self, index);
+    if (state == begun::suspended) {
+      if (!mark.finished()) {  // self may be gone
+        here.range = range;
+        current = nullptr;
+        return supply::ready;
+      }
+      mark.reopen(&self);
+    }
+    if (state != begun::settled) collect(self);
+    sink_.settled(self.slot, index);
+  } while (!range.empty() && !here.marked() && !halted());
+  self.stage = lane_stage::idle;
+  here.range = range;
+  return supply::ready;
+}
+
+/// Predict's awaitable has come to its end. False: the lane waits for the other attempt of its sample; self may be gone.
+template <class Types>
+bool batch_engine<Types>::conclude(lane& self) {
+  self.stage = lane_stage::idle;
+  collect(self);
+  if (!plain_) return end_attempt(self);
   sink_.settled(self.slot, self.index);
   return true;
 }

@@ -77,10 +77,7 @@ class batch_sink {
           return false;
         });
   }
-  template <class Lane>
-  void place_made(Lane& lane) noexcept {
-    lane.slot = results_.slot(lane.index);
-  }
+  Result* made_slot(std::size_t index) noexcept { return results_.slot(index); }
 
   void settled(Result*, std::size_t) const noexcept {}
   supply room() const noexcept { return supply::ready; }
@@ -236,6 +233,21 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
     -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
 }
+
+#if COBATCH_WARNS_OF_TEMPORARY_PREDICT
+/// The same, with a warning: see COBATCH_WARNS_OF_TEMPORARY_PREDICT above.
+template <executor Executor, std::ranges::input_range Samples, class Predict>
+  requires std::ranges::viewable_range<Samples> &&
+           (!std::is_lvalue_reference_v<Predict> && !std::is_trivially_copyable_v<std::decay_t<Predict>>)
+[[deprecated(
+    "cobatch: GCC 12 destroys a temporary predict with non-trivial captures twice inside a co_await expression: name the "
+    "predict before co_await (`auto predict = [...]...;`) and pass it by that name; define "
+    "COBATCH_NO_TEMPORARY_PREDICT_WARNING to silence")]]
+auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {})
+    -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
+  return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
+}
+#endif
 
 // ---- Implementation ----
 

@@ -11,43 +11,52 @@
 /// value.
 template <class Next>
 class generated {
-public:
+ public:
   using value_type = typename std::invoke_result_t<Next&>::value_type;
 
-  explicit generated(Next next) : next_(std::make_unique<Next>(std::move(next))) {}
+  explicit generated(Next next) : state_(std::make_unique<state>(std::move(next))) {}
   generated(generated&&) = default;
   generated& operator=(generated&&) = default;
 
+ private:
+  struct state {
+    explicit state(Next made) : next(std::move(made)) {}
+    void advance() { current = next(); }
+
+    Next next;
+    std::optional<value_type> current;
+  };
+
+ public:
   class iterator {
-  public:
+   public:
     using difference_type = std::ptrdiff_t;
     using value_type = typename generated::value_type;
 
-    explicit iterator(generated& owner) : owner_(&owner) {}
+    explicit iterator(generated& owner) : state_(owner.state_.get()) {}
     iterator(iterator&&) = default;
     iterator& operator=(iterator&&) = default;
 
-    value_type operator*() const { return std::move(*owner_->current_); }
+    value_type operator*() const { return std::move(*state_->current); }
     iterator& operator++() {
-      owner_->current_ = (*owner_->next_)();
+      state_->advance();
       return *this;
     }
     void operator++(int) { ++*this; }
-    bool operator==(std::default_sentinel_t) const { return !owner_->current_; }
+    bool operator==(std::default_sentinel_t) const { return !state_->current; }
 
-  private:
-    generated* owner_;
+   private:
+    state* state_;
   };
 
   iterator begin() {
-    current_ = (*next_)();
+    state_->advance();
     return iterator(*this);
   }
   std::default_sentinel_t end() const { return {}; }
 
-private:
-  std::unique_ptr<Next> next_;
-  std::optional<value_type> current_;
+ private:
+  std::unique_ptr<state> state_;
 };
 
 /// 0, 1, ... end - 1, in a single pass.

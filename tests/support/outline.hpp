@@ -34,8 +34,9 @@ inline const char* name_of(cobatch::errc code) noexcept {
       return "queue_full";
     case batch_size_mismatch:
       return "batch_size_mismatch";
+    default:
+      return "another one";
   }
-  return "?";
 }
 
 /// One outcome in a word: the value if it can be printed, else "value"; or the name of the error.

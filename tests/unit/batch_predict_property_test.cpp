@@ -65,7 +65,8 @@ struct sample_plan {
 /// One random batch: its plan, what it was seen to do, and what may be said of the outcome.
 class trial {
  public:
-  trial(std::uint64_t seed, simulation& sim, async_semaphore& shared) : random_(seed), sim_(sim), shared_(shared) {
+  trial(std::uint64_t seed, simulation& sim, async_semaphore& shared, gauge& under_shared)
+      : random_(seed), sim_(sim), shared_(shared), under_shared_(under_shared) {
     plans_.resize(pick(0, 24));
     for (sample_plan& each : plans_) {
       const auto kind = pick(0, 9);
@@ -133,6 +134,7 @@ class trial {
   task<expected<int, error>> predict_plan(const Sample& sample, sample_plan& own, std::stop_token token) {
     const life frame(frames_);
     const auto inside = flight_.enter();
+    const auto gated = options_.semaphore ? under_shared_.enter() : ungated_.enter();
     ++own.calls;
     const std::stop_token listened_to = own.listens ? token : std::stop_token();
     for (int step = 0; step < own.steps; ++step) {
@@ -270,6 +272,7 @@ class trial {
   std::mt19937_64 random_;
   simulation& sim_;
   async_semaphore& shared_;
+  gauge& under_shared_;
   std::vector<sample_plan> plans_;
   batch_options options_;
   bool with_stop_ = false;
@@ -280,7 +283,7 @@ class trial {
   std::stop_source stop_;
   bool stop_requested_ = false;
   bool input_failed_ = false;
-  gauge flight_;
+  gauge flight_, ungated_;
   census frames_, samples_;
 };
 
@@ -294,16 +297,20 @@ TEST_CASE("batch_predict: whatever the batch, every sample has one plausible out
     const std::size_t first_limit = 1 + random() % 5;
     async_semaphore semaphore(first_limit);
     {
-      trial first(random(), sim, semaphore);
-      trial second(random(), sim, semaphore);
-      std::size_t last_limit = first_limit;
+      gauge under_semaphore;  // of both
+      trial first(random(), sim, semaphore, under_semaphore);
+      trial second(random(), sim, semaphore, under_semaphore);
+      std::size_t last_limit = first_limit, highest_limit = first_limit;
       const auto change_limits = [&]() -> task<void> {
         for (auto changes = random() % 4; changes > 0; --changes) {
           co_await sim.schedule_after(std::chrono::milliseconds(random() % 30));
-          semaphore.set_limit(random() % 5);
+          const std::size_t limit = random() % 5;
+          highest_limit = std::max(highest_limit, limit);
+          semaphore.set_limit(limit);
         }
         co_await sim.schedule_after(std::chrono::milliseconds(random() % 30));
         last_limit = 1 + random() % 5;
+        highest_limit = std::max(highest_limit, last_limit);
         semaphore.set_limit(last_limit);  // not paused for ever
       };
       const std::vector<std::function<task<void>()>> all{
@@ -317,6 +324,7 @@ TEST_CASE("batch_predict: whatever the batch, every sample has one plausible out
       for (const auto& each : results) {
         if (!each) FAIL_CHECK(each.error().message());
       }
+      CHECK(under_semaphore.most() <= static_cast<long>(highest_limit));
       CHECK(semaphore.available() == last_limit);
       CHECK(semaphore.waiting() == 0);
     }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <cobatch/detail/cache_line.hpp>
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
