@@ -107,8 +107,12 @@ public:
   std::size_t waiting() const noexcept { return semaphore_.waiting(); }
 
   /// For who reports calls without tickets: one begins; returns how many are in flight now, with this one. Each call is
-  /// to end with one of succeeded(), dropped() and ignored().
-  std::size_t started() noexcept { return in_flight_.fetch_add(1, std::memory_order_relaxed) + 1; }
+  /// to end with one of succeeded(), dropped() and ignored(). While anyone waits it returns the cap at least: where calls
+  /// end together, the next ones are granted together, and to count those that have begun already would be too few.
+  std::size_t started() noexcept {
+    const std::size_t begun = in_flight_.fetch_add(1, std::memory_order_relaxed) + 1;
+    return waiting() == 0 ? begun : std::max(begun, limit());
+  }
 
   /// A call has had its reply after `latency`; it was one of `in_flight_at_start`, which started() told.
   void succeeded(std::chrono::nanoseconds latency, std::size_t in_flight_at_start) noexcept;

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
@@ -277,6 +278,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   void unreadable(lane& self);
   void settle(result* into, error why);
   errc reason(const lane& self) const noexcept;
+  void report_to_limit(lane& self);
 
   // -- again --
   bool retry(lane& self, cell_type& cell);
@@ -373,8 +375,8 @@ batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_ty
       hedges_on_(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
       timed_(has_timers && (options.timeout != no_timeout || options.deadline != no_timeout ||
                             options.queue_timeout != no_timeout || hedges_on_ || retries_on_)),
-      watched_(options.timeout != no_timeout || hedges_on_),
-      gated_(options.semaphore || options.rate || (weighs && options.max_weight != unlimited)),
+      watched_(options.timeout != no_timeout || hedges_on_ || options.limit),
+      gated_(options.semaphore || options.limit || options.rate || (weighs && options.max_weight != unlimited)),
       each_anew_(options.rate || (weighs && gated_)),
       hands_out_tokens_(traits::takes_token &&
                         (timed_ || options.max_failures != unlimited || stop.stop_possible() || Types::can_be_closed)),
@@ -573,6 +575,7 @@ supply batch_engine<Types>::prepare(station& here, lane& self, start_mark& mark)
     verdict found = verdict::passed;
     switch (self.step) {
       case admission_step::limit:
+        if (options_.limit) found = pass(self, self.limit_permit, adaptive_access::semaphore(*options_.limit), 1, mark);
         break;
       case admission_step::shared:
         if (options_.semaphore && !weighs) found = pass(self, self.shared_permit, *options_.semaphore, 1, mark);
@@ -747,7 +750,7 @@ permit& batch_engine<Types>::permit_for(lane& self) noexcept {
 
 template <class Types>
 bool batch_engine<Types>::has_all_permits(const lane& self) const noexcept {
-  return !each_anew_ && (!options_.semaphore || self.shared_permit);
+  return !each_anew_ && (!options_.limit || self.limit_permit) && (!options_.semaphore || self.shared_permit);
 }
 
 template <class Types>
@@ -984,6 +987,7 @@ errc batch_engine<Types>::reason(const lane& self) const noexcept {
 template <class Types>
 bool batch_engine<Types>::end_attempt(lane& self) {
   if (watched_) {
+    if (self.in_flight_at_start != 0) report_to_limit(self);
     if (self.pair) return end_pair(self);
   }
   give_way(self);
@@ -1001,6 +1005,19 @@ void batch_engine<Types>::end_sample(lane& self, cell_type& cell) {
     count_failure();
   }
   sink_.settled(self.slot, self.index);
+}
+
+/// Every failure but a cancellation is a drop: whether the server was overloaded or broken, it should get fewer calls.
+template <class Types>
+void batch_engine<Types>::report_to_limit(lane& self) {
+  const std::size_t in_flight = std::exchange(self.in_flight_at_start, 0);
+  if (self.target->has_value()) {
+    options_.limit->succeeded(now_of(ex_) - self.started, in_flight);
+  } else if (self.timed_out || !halted()) {
+    options_.limit->dropped();
+  } else {
+    options_.limit->ignored();
+  }
 }
 
 template <class Types>
@@ -1087,6 +1104,7 @@ bool batch_engine<Types>::double_oldest(lane& twin) {
       equipped = false;
     }
   };
+  if (options_.limit) take(twin.limit_permit, adaptive_access::semaphore(*options_.limit), 1);
   if (weights_) take(twin.weight_permit, *weights_, weight);
   if (options_.semaphore) take(twin.shared_permit, *options_.semaphore, weighs ? weight : 1);
   std::unique_ptr<hedge_pair<lane>> pair;
@@ -1245,6 +1263,7 @@ void batch_engine<Types>::watch(lane& self) {
   if (self.stop_used && hands_out_tokens_) self.renew_stop();
   self.timed_out = false;
   self.started = now_of(ex_);
+  if (options_.limit) self.in_flight_at_start = options_.limit->started();
   bool wake = false;
   {
     const std::lock_guard lock(mutex_);

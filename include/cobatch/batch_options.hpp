@@ -15,6 +15,7 @@
 namespace cobatch {
 
 class async_semaphore;
+class adaptive_limit;
 class rate_limiter;
 struct error;
 
@@ -124,6 +125,7 @@ weighted_predict<std::decay_t<Predict>, std::decay_t<Cost>> weighted(Predict&& p
 struct batch_options {
   std::size_t max_concurrency = unlimited;             ///< samples in flight; 0 is an error
   async_semaphore* semaphore = nullptr;                ///< a cap shared with other batches; both caps hold
+  adaptive_limit* limit = nullptr;                     ///< a cap that moves by itself, perhaps shared
   stop_ref stop = {};                                  ///< stops the batch from outside
   std::chrono::nanoseconds timeout = no_timeout;       ///< one attempt, from the call of predict
   std::chrono::nanoseconds deadline = no_timeout;      ///< the whole batch, from its co_await

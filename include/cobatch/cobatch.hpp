@@ -2,6 +2,7 @@
 
 /// All of cobatch. Each header also stands alone.
 
+#include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_engine.hpp>
 #include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
