@@ -11,7 +11,6 @@
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
 #include <cobatch/rate_limiter.hpp>
-#include <cobatch/rate_limiter.hpp>
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
