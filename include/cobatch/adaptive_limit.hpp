@@ -55,8 +55,8 @@ struct adaptive_access;
 ///     const auto reply = co_await call_server();
 ///     reply ? ticket->succeeded(clock::now() - begin) : ticket->dropped();
 ///
-/// **The gradient** is that of Netflix's concurrency-limits ("Performance Under Load", 2018, Gradient2Limit): the cap is
-/// multiplied with latency-without-a-queue / latency, plus the square root of the cap as headroom to explore. Three
+/// **The gradient** is that of Netflix's concurrency-limits ("Performance Under Load", 2018, Gradient2Limit): the cap
+/// is multiplied with latency-without-a-queue / latency, plus the square root of the cap as headroom to explore. Three
 /// things differ, each for a known failure of the original:
 /// - The latency without a queue is no long-term average, which drifts upward with a queue that lasts, and the cap with
 ///   it (their issue 165). Now and then the cap is halved for a few round trips, as BBR and brpc's auto limiter do. If
@@ -73,21 +73,25 @@ struct adaptive_access;
 /// **Drops** take a constant 1 - backoff off the cap each, so that a round trip of nothing but drops leaves the share
 /// `backoff` or a little more, and a stray one hardly matters. aimd adds 1/cap for each success.
 ///
-/// The cap does not grow while it is not made use of. Calls that were cancelled say nothing about the server: give their
-/// tickets back without a word.
+/// The cap does not grow while it is not made use of. Calls that were cancelled say nothing about the server: give
+/// their tickets back without a word.
 ///
 /// Order, Resumes, Stops: those of async_semaphore, which it is built on. A cap that shrinks revokes nothing.
 /// Lifetime: must outlive its tickets and whoever waits in it.
 /// Thread safety: all members may be called from any thread at any time.
-/// Allocates: nothing. A report costs a lock and a few divisions; it may grant waiters, as raising a semaphore's limit does.
+/// Allocates: nothing. A report costs a lock and a few divisions; it may grant waiters, as raising a semaphore's limit
+/// does.
 class adaptive_limit {
-public:
+ public:
   class ticket;
 
   /// Errors: std::invalid_argument unless 1 <= min <= initial <= max, 0 <= backoff < 1, tolerance >= 1,
   /// 0 < smoothing <= 1 and probe_interval >= 1.
   explicit adaptive_limit(const adaptive_options& options = {})
-      : semaphore_(check(options).initial), control_(settings(options)), timeout_(options.timeout), published_(options.initial) {}
+      : semaphore_(check(options).initial),
+        control_(settings(options)),
+        timeout_(options.timeout),
+        published_(options.initial) {}
   adaptive_limit(const adaptive_limit&) = delete;
   adaptive_limit& operator=(const adaptive_limit&) = delete;
 
@@ -107,12 +111,8 @@ public:
   std::size_t waiting() const noexcept { return semaphore_.waiting(); }
 
   /// For who reports calls without tickets: one begins; returns how many are in flight now, with this one. Each call is
-  /// to end with one of succeeded(), dropped() and ignored(). While anyone waits it returns the cap at least: where calls
-  /// end together, the next ones are granted together, and to count those that have begun already would be too few.
-  std::size_t started() noexcept {
-    const std::size_t begun = in_flight_.fetch_add(1, std::memory_order_relaxed) + 1;
-    return waiting() == 0 ? begun : std::max(begun, limit());
-  }
+  /// to end with one of succeeded(), dropped() and ignored().
+  std::size_t started() noexcept { return in_flight_.fetch_add(1, std::memory_order_relaxed) + 1; }
 
   /// A call has had its reply after `latency`; it was one of `in_flight_at_start`, which started() told.
   void succeeded(std::chrono::nanoseconds latency, std::size_t in_flight_at_start) noexcept;
@@ -121,7 +121,7 @@ public:
   /// A call came to an end that says nothing about the server's load: cancelled, or an error of its own.
   void ignored() noexcept { in_flight_.fetch_sub(1, std::memory_order_relaxed); }
 
-private:
+ private:
   friend detail::adaptive_access;
 
   static const adaptive_options& check(const adaptive_options& options);
@@ -145,7 +145,7 @@ private:
 /// Lifetime: the adaptive_limit must outlive the ticket.
 /// Thread safety: as an int; any thread may report.
 class [[nodiscard]] adaptive_limit::ticket {
-public:
+ public:
   ticket(ticket&& other) noexcept
       : limit_(std::exchange(other.limit_, nullptr)),
         permit_(std::move(other.permit_)),
@@ -176,7 +176,7 @@ public:
     end([](adaptive_limit& limit) { limit.ignored(); });
   }
 
-private:
+ private:
   friend adaptive_limit;
   friend detail::adaptive_acquire;
 
@@ -206,7 +206,7 @@ struct adaptive_access {
 };
 
 class [[nodiscard]] adaptive_acquire {
-public:
+ public:
   adaptive_acquire(adaptive_limit& limit, std::stop_token stop) noexcept
       : limit_(&limit), permit_(adaptive_access::semaphore(limit).acquire(1, std::move(stop))) {}
 
@@ -218,7 +218,7 @@ public:
     return adaptive_limit::ticket(*limit_, std::move(*taken));
   }
 
-private:
+ private:
   adaptive_limit* limit_;
   stoppable_acquire_awaiter permit_;
 };
@@ -237,11 +237,12 @@ inline std::optional<adaptive_limit::ticket> adaptive_limit::try_acquire() noexc
 
 inline void adaptive_limit::succeeded(std::chrono::nanoseconds latency, std::size_t in_flight_at_start) noexcept {
   if (latency >= timeout_) return dropped();
-  ignored();
+  const std::size_t still_in_flight = in_flight_.fetch_sub(1, std::memory_order_relaxed);
   std::unique_lock lock(mutex_);
   // A clock may be too coarse for the call.
   control_.succeeded(static_cast<double>(std::max<std::chrono::nanoseconds::rep>(latency.count(), 1)),
-                     static_cast<double>(std::max<std::size_t>(in_flight_at_start, 1)));
+                     static_cast<double>(std::max<std::size_t>(in_flight_at_start, 1)),
+                     static_cast<double>(still_in_flight));
   publish(lock);
 }
 

@@ -38,6 +38,7 @@
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/observer.hpp>
 #include <cobatch/rate_limiter.hpp>
 #include <cobatch/semaphore.hpp>
 
@@ -62,6 +63,11 @@ template <class T, class E>
 struct slot_of<expected<T, E>> {
   using type = expected<T, E>;
 };
+
+/// What a lane in that stage waits for, in an observer's words.
+constexpr wait_for waits_for(lane_stage stage) noexcept {
+  return stage == lane_stage::rate ? wait_for::rate : stage == lane_stage::input ? wait_for::input : wait_for::permits;
+}
 
 /// Whether predict comes from weighted().
 template <class Predict>
@@ -100,6 +106,7 @@ enum class halt : std::uint8_t {
   deadline,
   input,     ///< the input threw
   executor,  ///< the executor refused a handle
+  closed,    ///< the stream was closed
 };
 
 /// Throws std::invalid_argument, with what to do, for options that make no sense.
@@ -146,10 +153,10 @@ struct outcome_of {
 ///
 ///     bool make_room(std::size_t end)  for an indexed source, under its lock: slots for the samples below `end`
 ///     made_slot(std::size_t index)     the slot of a sample for which room was made
-///     bool place(Lane&)                makes room and sets lane.slot; false: take no more samples
-///     void settled(slot, index)        the outcome in the slot is final; any thread
-///     supply room()                    whether one more sample may be taken in just now
-///     bool may_complete()              whether no lane, no pump and no retry means the end
+///     bool reserve()                   sees to it that there is room for one more outcome; false: not just now
+///     bool place(Lane&)                sets lane.slot (and lane.room) in the reserved room; false: take no more samples
+///     void settled(slot, index, room)  the outcome in the slot is final; any thread
+///     bool room_came()                 after reserve() said no and the lane went: there is room again
 ///     void complete()                  all is over; *this may be gone after it
 template <class Types>
 class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engine<Types>>> {
@@ -190,7 +197,14 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
     for (std::size_t i = 0; i < station_count_; ++i) visit(stations_[i].range);
   }
 
-  using core::start_another;
+  /// From outside: there is room again, or it is to end. Another pump, unless there are as many lanes as may be.
+  void wake() {
+    lane* const another = this->new_lane();
+    if (another && !execute_on(ex_, another->handle())) {
+      refused();
+      this->pump(*another);
+    }
+  }
 
  private:
   friend core;
@@ -216,6 +230,14 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
     }
   }
   using rate_wait = typename decltype(rate_wait_type())::type;
+  static auto input_wait_type() {
+    if constexpr (is_awaited<source>) {
+      return std::type_identity<attempt<typename source::awaitable_type>>();
+    } else {
+      return std::type_identity<no_wait>();
+    }
+  }
+  using input_wait = typename decltype(input_wait_type())::type;
 
   struct retry_entry {
     std::chrono::nanoseconds due;
@@ -223,6 +245,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
     retry_entry* next = nullptr;
     std::size_t index;
     result* slot;
+    void* room;
     std::uint32_t attempts;
     cell_type cell;
   };
@@ -240,16 +263,24 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   bool share(station& here);
   bool ask_at_turnstile() noexcept { return turnstile_.ask(); }
   void part_with(lane& self, supply why);
-  bool more_came() const noexcept { return ready_retries_.load() != 0 && !halted(); }
+  bool more_came() noexcept { return !halted() && (ready_retries_.load() != 0 || sink_.room_came()); }
   bool may_add_lane() const noexcept { return !ended_; }
+  bool source_ended() const noexcept {
+    if constexpr (Types::can_pause) return source_.exhausted();
+    return true;
+  }
   void refused() noexcept { halt_once(halt::executor); }
   bool complete(std::uint64_t live);
+  void finish();
   void resumed(lane& self);
 
   // -- what stands before an attempt --
   supply prepare(station& here, lane& self, start_mark& mark);
   verdict pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark);
   verdict pass_rate(lane& self, start_mark& mark);
+  verdict pass_input(lane& self, start_mark& mark);
+  void input_came(lane& self);
+  void no_input(lane& self, std::exception_ptr thrown);
   bool begin_wait(lane& self, lane_stage stage, std::stop_token& stop);
   void end_wait(lane& self);
   void permit_came(lane& self);
@@ -278,6 +309,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   void unreadable(lane& self);
   void settle(result* into, error why);
   errc reason(const lane& self) const noexcept;
+  void sample_final(result* slot, std::size_t index, void* room, std::uint32_t attempts) noexcept;
   void report_to_limit(lane& self);
 
   // -- again --
@@ -290,7 +322,22 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   void hedge_what_is_due(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds now);
   bool take_hedge(lane& self);
   std::chrono::nanoseconds hedge_delay() const noexcept;
+  bool came_too_late(lane& twin);
   bool end_pair(lane& self);
+
+  // -- telling the observer --
+  template <class Event>
+  void tell(void (batch_observer::*hook)(const Event&), const Event& event) noexcept {
+    notify(options_.observer, hook_failures_, hook, event);
+  }
+  static errc failure_in(const result& outcome) noexcept;
+  std::size_t limit_now() const noexcept;
+  void observe_start();
+  void observe_end();
+  void observe_wait(lane& self, lane_stage stage);
+  void observe_waited(lane& self, lane_stage stage);
+  void observe_attempt(lane& self);
+  void observe_attempt_end(lane& self);
 
   // -- stopping and time --
   bool halt_once(halt why) noexcept;
@@ -352,6 +399,12 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
   std::stop_source end_waits_{std::nostopstate};
   std::stop_token sleep_token_;  // the timekeeper's own
 
+  // Only with an observer. Counts, ordering nothing.
+  std::atomic<std::uint64_t> hook_failures_{0};
+  std::atomic<std::size_t> in_flight_{0}, finished_{0};
+  std::uint64_t number_ = 0;
+  std::chrono::nanoseconds began_{};
+
   std::optional<async_semaphore> weights_;
   std::uint64_t seed_ = 0;
   std::coroutine_handle<> timekeeper_;
@@ -375,12 +428,13 @@ batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_ty
       hedges_on_(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
       timed_(has_timers && (options.timeout != no_timeout || options.deadline != no_timeout ||
                             options.queue_timeout != no_timeout || hedges_on_ || retries_on_)),
-      watched_(options.timeout != no_timeout || hedges_on_ || options.limit),
-      gated_(options.semaphore || options.limit || options.rate || (weighs && options.max_weight != unlimited)),
-      each_anew_(options.rate || (weighs && gated_)),
+      watched_(options.timeout != no_timeout || hedges_on_ || options.limit || options.observer),
+      gated_(is_awaited<source> || options.semaphore || options.limit || options.rate || (weighs && options.max_weight != unlimited)),
+      each_anew_(is_awaited<source> || options.rate || (weighs && gated_)),
       hands_out_tokens_(traits::takes_token &&
-                        (timed_ || options.max_failures != unlimited || stop.stop_possible() || Types::can_be_closed)),
-      plain_(!timed_ && !watched_ && !gated_ && !retries_on_ && options.max_failures == unlimited && !hands_out_tokens_),
+                        (timed_ || options.max_failures != unlimited || stop.stop_possible() || Types::can_pause)),
+      plain_(!timed_ && !watched_ && !gated_ && !retries_on_ && options.max_failures == unlimited && !hands_out_tokens_ &&
+             !options.observer),
       user_stop_(std::move(stop)) {
   if (weighs && options.max_weight != unlimited) weights_.emplace(options.max_weight);
   if (retries_on_ && options.retry.jitter) seed_ = seed_or_random(options.retry.seed);
@@ -402,6 +456,7 @@ void batch_engine<Types>::start(std::size_t pumps) {
     first = made;
   }
   if (!first) throw_bad_alloc();
+  if (options_.observer) observe_start();
   // From here on nothing throws.
   if (user_stop_.stop_possible()) user_link_.emplace(std::move(user_stop_), on_user_stop{this});
   if constexpr (has_timers) {
@@ -439,6 +494,7 @@ void batch_engine<Types>::resumed(lane& self) {
     case lane_stage::attempt:
       if (!conclude(self)) return;  // its sample is still in use, it will be resumed again; *this may be gone
       break;
+    case lane_stage::input: input_came(self); break;
     case lane_stage::permit: permit_came(self); break;
     case lane_stage::rate: rate_came(self); break;
     case lane_stage::twin: self.stage = lane_stage::idle; break;
@@ -458,7 +514,8 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
     if constexpr (source::indexed) return process_plainly(here, current, mark);
     switch (take_sample(here, self)) {
       case claim::taken: break;
-      case claim::exhausted: return supply::none;
+      case claim::exhausted:
+      case claim::no_room: return supply::none;
       case claim::elsewhere: return supply::contended;
     }
   } else {
@@ -480,7 +537,7 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
   self.stage = lane_stage::idle;
   if (state != begun::settled) collect(self);
   if (plain_) {
-    sink_.settled(self.slot, self.index);
+    sample_final(self.slot, self.index, self.room, self.attempts);
   } else if (!end_attempt(self)) {
     current = nullptr;
   }
@@ -493,7 +550,6 @@ supply batch_engine<Types>::provide(station& here, lane* current) {
                   hedge_wanted_.load(std::memory_order_relaxed))) {
     return supply::ready;
   }
-  if (const supply room = sink_.room(); room != supply::ready) return room;
   if constexpr (source::indexed) {
     if (!here.range.empty()) return supply::ready;
     if (source_.refill(here.range, station_count_, [&](std::size_t end) { sink_.make_room(end); })) return supply::ready;
@@ -528,7 +584,7 @@ void batch_engine<Types>::part_with(lane& self, supply why) {
     const errc unstarted = why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
     if (self.attempts == 0) settle(self.slot, error(unstarted, {}, 0));
     self.has_sample = false;
-    sink_.settled(self.slot, self.index);
+    sample_final(self.slot, self.index, self.room, self.attempts);
   }
   self.limit_permit.release();
   self.shared_permit.release();
@@ -543,7 +599,7 @@ bool batch_engine<Types>::complete(std::uint64_t live) {
   std::stop_source wake{std::nostopstate};
   {
     const std::lock_guard lock(mutex_);
-    if (!halted() && (!retries_.empty() || !sink_.may_complete())) return false;
+    if (!halted() && (!retries_.empty() || !source_ended())) return false;
     if (ended_ || live_.load() != live) return false;
     ended_ = true;
     if (!timekeeper_gone_) wake = wake_;
@@ -551,9 +607,15 @@ bool batch_engine<Types>::complete(std::uint64_t live) {
   if (wake.stop_possible()) {
     wake.request_stop();  // *this may be gone: the timekeeper completes it
   } else {
-    sink_.complete();
+    finish();
   }
   return true;
+}
+
+template <class Types>
+void batch_engine<Types>::finish() {
+  if (options_.observer) observe_end();
+  sink_.complete();  // *this may be gone
 }
 
 // -- what stands before an attempt --
@@ -562,14 +624,20 @@ bool batch_engine<Types>::complete(std::uint64_t live) {
 /// waits, and goes on here when it is resumed; none and contended as for a pump.
 template <class Types>
 supply batch_engine<Types>::prepare(station& here, lane& self, start_mark& mark) {
-  if (hedges_on_) take_hedge(self);
+  if (hedges_on_) {
+    if (self.pair && came_too_late(self)) return supply::ready;
+    if (hedge_wanted_.load(std::memory_order_relaxed) && !take_hedge(self) && !self.has_sample) {
+      // That was perhaps all it came for: it must not queue for a permit that nothing needs.
+      if (const supply more = provide(here, &self); more != supply::ready) return more;
+    }
+  }
   if (gated_ && self.step != admission_step::done && !self.has_turn && !has_all_permits(self)) {
     if (!turnstile_.enter()) return supply::queued;
     self.has_turn = true;
   }
   const auto read = [&] {
     const claim answer = take_sample(here, self);
-    return answer == claim::taken ? supply::ready : answer == claim::exhausted ? supply::none : supply::contended;
+    return answer == claim::taken ? supply::ready : answer == claim::elsewhere ? supply::contended : supply::none;
   };
   for (;;) {
     verdict found = verdict::passed;
@@ -581,10 +649,12 @@ supply batch_engine<Types>::prepare(station& here, lane& self, start_mark& mark)
         if (options_.semaphore && !weighs) found = pass(self, self.shared_permit, *options_.semaphore, 1, mark);
         break;
       case admission_step::sample:
-        if (!self.has_sample) {
+        if constexpr (is_awaited<source>) {
+          if (!self.has_sample && !take_retry(self)) found = pass_input(self, mark);
+        } else if (!self.has_sample) {
           if (const supply got = read(); got != supply::ready) return got;
         }
-        if (weighs && !weigh(self)) return supply::ready;
+        if (weighs && found == verdict::passed && !weigh(self)) return supply::ready;
         break;
       case admission_step::weight:
         if (weights_) found = pass(self, self.weight_permit, *weights_, self.weight, mark);
@@ -628,7 +698,7 @@ void batch_engine<Types>::refuse_sample(lane& self, error why) {
   if (weighs) self.shared_permit.release();
   leave_turnstile(self);
   count_failure();
-  sink_.settled(self.slot, self.index);
+  sample_final(self.slot, self.index, self.room, self.attempts);
 }
 
 /// False: it has no weight, its cost() threw.
@@ -660,7 +730,10 @@ auto batch_engine<Types>::pass(lane& self, permit& into, async_semaphore& gate, 
     return verdict::passed;
   }
   std::stop_token stop;
-  if (!begin_wait(self, lane_stage::permit, stop)) return verdict::stopped;
+  if (!begin_wait(self, lane_stage::permit, stop)) {
+    if (options_.observer) observe_waited(self, lane_stage::permit);
+    return verdict::stopped;
+  }
   if (!self.permit_wait.start([&] { return gate.acquire(weight, std::move(stop)); }, self.handle())) {
     if (!mark.finished()) return verdict::waits;  // self may be gone
     mark.reopen(&self);
@@ -669,13 +742,80 @@ auto batch_engine<Types>::pass(lane& self, permit& into, async_semaphore& gate, 
   return std::exchange(self.came_back, verdict::waits);
 }
 
+/// The next sample of an asynchronous source.
+template <class Types>
+auto batch_engine<Types>::pass_input([[maybe_unused]] lane& self, [[maybe_unused]] start_mark& mark) -> verdict {
+  if constexpr (is_awaited<source>) {
+    if (self.came_back != verdict::waits) return std::exchange(self.came_back, verdict::waits);
+    if (source_.exhausted() || !sink_.reserve()) return verdict::stopped;
+    self.stage = lane_stage::input;
+    if (options_.observer) observe_wait(self, lane_stage::input);
+    const auto begin_read = [&] { return self.input_wait.start([&] { return source_.next(); }, self.handle()); };
+    bool threw = false;
+    const bool there = guarded(begin_read, [&] {
+      threw = true;
+      no_input(self, std::current_exception());
+      return true;
+    });
+    if (!there) {
+      if (!mark.finished()) return verdict::waits;  // self may be gone
+      mark.reopen(&self);
+    }
+    if (!threw) input_came(self);
+    return std::exchange(self.came_back, verdict::waits);
+  } else {
+    return verdict::passed;
+  }
+}
+
+template <class Types>
+void batch_engine<Types>::input_came([[maybe_unused]] lane& self) {
+  if constexpr (is_awaited<source>) {
+    if (options_.observer) observe_waited(self, lane_stage::input);
+    self.stage = lane_stage::idle;
+    const auto take = [&](auto&& next) {
+      if (!next) {
+        source_.end();
+        self.came_back = verdict::stopped;
+        return;
+      }
+      self.cell.sample.emplace(*std::forward<decltype(next)>(next));
+      self.index = source_.count();
+      sink_.place(self);
+      self.target = self.slot;
+      self.attempts = 0;
+      self.has_sample = true;
+      self.came_back = verdict::passed;
+    };
+    guarded([&] { self.input_wait.resume(take); }, [&] { no_input(self, std::current_exception()); });
+  }
+}
+
+/// The asynchronous source threw.
+template <class Types>
+void batch_engine<Types>::no_input([[maybe_unused]] lane& self, [[maybe_unused]] std::exception_ptr thrown) {
+  if constexpr (is_awaited<source>) {
+    self.stage = lane_stage::idle;
+    source_.end();
+    self.index = source_.count();
+    sink_.place(self);
+    settle(self.slot, error(errc::input_failed, std::move(thrown), 0));
+    halt_once(halt::input);
+    sample_final(self.slot, self.index, self.room, self.attempts);
+    self.came_back = verdict::stopped;
+  }
+}
+
 template <class Types>
 auto batch_engine<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]] start_mark& mark) -> verdict {
   if constexpr (has_timers) {
     if (self.came_back != verdict::waits) return std::exchange(self.came_back, verdict::waits);
     if (options_.rate->try_acquire(ex_, self.weight)) return verdict::passed;
     std::stop_token stop;
-    if (!begin_wait(self, lane_stage::rate, stop)) return verdict::stopped;
+    if (!begin_wait(self, lane_stage::rate, stop)) {
+      if (options_.observer) observe_waited(self, lane_stage::rate);
+      return verdict::stopped;
+    }
     if (!self.rate_wait.start([&] { return options_.rate->acquire(ex_, self.weight, std::move(stop)); }, self.handle())) {
       if (!mark.finished()) return verdict::waits;  // self may be gone
       mark.reopen(&self);
@@ -690,6 +830,7 @@ auto batch_engine<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]
 /// False: the batch is halted, or there is nothing left to wait for.
 template <class Types>
 bool batch_engine<Types>::begin_wait(lane& self, lane_stage stage, std::stop_token& stop) {
+  if (options_.observer) observe_wait(self, stage);
   std::unique_lock lock(mutex_);
   // Under the lock: whoever halts or ends the waiting afterwards stops this very token.
   if (halted()) return false;
@@ -710,6 +851,7 @@ bool batch_engine<Types>::begin_wait(lane& self, lane_stage stage, std::stop_tok
 
 template <class Types>
 void batch_engine<Types>::end_wait(lane& self) {
+  if (options_.observer) observe_waited(self, self.stage);
   self.stage = lane_stage::idle;
   const std::lock_guard lock(mutex_);
   someone_waits_.store(false, std::memory_order_relaxed);
@@ -788,7 +930,9 @@ void batch_engine<Types>::give_way(lane& self) {
 template <class Types>
 claim batch_engine<Types>::take_sample(station& here, lane& self) {
   if (!plain_ && take_retry(self)) return claim::taken;
-  if constexpr (source::indexed) {
+  if constexpr (is_awaited<source>) {
+    return claim::exhausted;  // read by pass_input()
+  } else if constexpr (source::indexed) {
     if (here.range.empty()) return claim::elsewhere;  // what was ready somebody else has taken: look again
     self.index = here.range.begin++;
     self.slot = sink_.made_slot(self.index);
@@ -799,9 +943,12 @@ claim batch_engine<Types>::take_sample(station& here, lane& self) {
     };
     const auto no_sample = [&] {
       unreadable(self);
-      sink_.settled(self.slot, self.index);
+      sample_final(self.slot, self.index, self.room, self.attempts);
     };
-    if (const claim answer = source_.pull(self.cell, place, no_sample); answer != claim::taken) return answer;
+    const std::chrono::nanoseconds asked = options_.observer ? now_of(ex_) : std::chrono::nanoseconds::zero();
+    const claim answer = source_.pull(self.cell, [&] { return sink_.reserve(); }, place, no_sample);
+    if (answer != claim::taken) return answer;
+    if (options_.observer) self.waited_for[static_cast<std::size_t>(wait_for::input)] += now_of(ex_) - asked;
   }
   self.target = self.slot;
   self.attempts = 0;
@@ -812,21 +959,33 @@ claim batch_engine<Types>::take_sample(station& here, lane& self) {
 /// A sample whose time to be tried again has come.
 template <class Types>
 bool batch_engine<Types>::take_retry(lane& self) {
-  if (ready_retries_.load() == 0) return false;
-  std::unique_ptr<retry_entry> entry;
-  {
-    const std::lock_guard lock(mutex_);
-    entry = retries_.pop_ready();
+  while (ready_retries_.load() != 0) {
+    std::unique_ptr<retry_entry> entry;
+    {
+      const std::lock_guard lock(mutex_);
+      entry = retries_.pop_ready();
+    }
+    if (!entry) return false;
+    ready_retries_.fetch_sub(1);
+    self.index = entry->index;
+    self.slot = self.target = entry->slot;
+    self.room = entry->room;
+    self.attempts = entry->attempts;
+    std::destroy_at(&self.cell);
+    const auto move = [&] {
+      std::construct_at(&self.cell, std::move(entry->cell));
+      return true;
+    };
+    const auto without = [&] {
+      std::construct_at(&self.cell);
+      return false;
+    };
+    self.has_sample = guarded(move, without);
+    if (self.has_sample) return true;
+    count_failure();  // its last error stands
+    sample_final(self.slot, self.index, self.room, self.attempts);
   }
-  if (!entry) return false;
-  ready_retries_.fetch_sub(1);
-  self.index = entry->index;
-  self.slot = self.target = entry->slot;
-  self.attempts = entry->attempts;
-  std::destroy_at(&self.cell);
-  std::construct_at(&self.cell, std::move(entry->cell));
-  self.has_sample = true;
-  return true;
+  return false;
 }
 
 // -- one attempt --
@@ -872,6 +1031,7 @@ void batch_engine<Types>::before_attempt(lane& self) {
   ++self.attempts;
   if (self.attempts == 1) samples_started_.fetch_add(1, std::memory_order_relaxed);
   if (watched_) watch(self);
+  if (options_.observer) observe_attempt(self);
 }
 
 /// Predict's awaitable is ready: writes what it comes to.
@@ -906,7 +1066,7 @@ supply batch_engine<Types>::process_plainly(station& here, lane*& current, start
       mark.reopen(&self);
     }
     if (state != begun::settled) collect(self);
-    sink_.settled(self.slot, index);
+    sink_.settled(self.slot, index, self.room);
   } while (!range.empty() && !here.marked() && !halted());
   self.stage = lane_stage::idle;
   here.range = range;
@@ -919,7 +1079,7 @@ bool batch_engine<Types>::conclude(lane& self) {
   self.stage = lane_stage::idle;
   collect(self);
   if (!plain_) return end_attempt(self);
-  sink_.settled(self.slot, self.index);
+  sample_final(self.slot, self.index, self.room, self.attempts);
   return true;
 }
 
@@ -974,7 +1134,8 @@ errc batch_engine<Types>::reason(const lane& self) const noexcept {
   if (self.timed_out) return errc::timed_out;
   switch (why_halted()) {
     case halt::user:
-    case halt::failures: return errc::cancelled;
+    case halt::failures:
+    case halt::closed: return errc::cancelled;
     case halt::deadline: return errc::deadline_exceeded;
     case halt::none:
     case halt::input:
@@ -987,6 +1148,7 @@ errc batch_engine<Types>::reason(const lane& self) const noexcept {
 template <class Types>
 bool batch_engine<Types>::end_attempt(lane& self) {
   if (watched_) {
+    if (options_.observer && self.observed) observe_attempt_end(self);
     if (self.in_flight_at_start != 0) report_to_limit(self);
     if (self.pair) return end_pair(self);
   }
@@ -1004,7 +1166,7 @@ void batch_engine<Types>::end_sample(lane& self, cell_type& cell) {
     }
     count_failure();
   }
-  sink_.settled(self.slot, self.index);
+  sample_final(self.slot, self.index, self.room, self.attempts);
 }
 
 /// Every failure but a cancellation is a drop: whether the server was overloaded or broken, it should get fewer calls.
@@ -1026,6 +1188,144 @@ void batch_engine<Types>::count_failure() {
   if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 >= options_.max_failures) request_stop(halt::failures);
 }
 
+/// The outcome in the slot will not change any more.
+template <class Types>
+void batch_engine<Types>::sample_final(result* slot, std::size_t index, void* room, std::uint32_t attempts) noexcept {
+  if (options_.observer) {
+    finished_.fetch_add(1, std::memory_order_relaxed);
+    sample_event event;
+    event.batch = number_;
+    event.index = index;
+    event.attempts = attempts;
+    event.failure = failure_in(*slot);
+    event.at = now_of(ex_);
+    tell(&batch_observer::sample_finished, event);
+  }
+  sink_.settled(slot, index, room);
+}
+
+// -- telling the observer --
+
+/// An error of the user's own counts as errc::exception.
+template <class Types>
+errc batch_engine<Types>::failure_in(const result& outcome) noexcept {
+  if (outcome.has_value()) return errc{};
+  if constexpr (std::is_same_v<error_type, error>) {
+    return outcome.error().code;
+  } else {
+    return errc::exception;
+  }
+}
+
+template <class Types>
+std::size_t batch_engine<Types>::limit_now() const noexcept {
+  std::size_t limit = options_.max_concurrency;
+  if (options_.limit) limit = std::min(limit, options_.limit->limit());
+  if (options_.semaphore && !weighs) limit = std::min(limit, options_.semaphore->limit());
+  return limit;
+}
+
+template <class Types>
+void batch_engine<Types>::observe_start() {
+  number_ = next_batch_number();
+  began_ = now_of(ex_);
+  batch_info info;
+  info.batch = number_;
+  if constexpr (requires { source_.size_hint(); }) info.samples = source_.size_hint().value_or(unlimited);
+  info.limit = limit_now();
+  info.at = began_;
+  tell(&batch_observer::batch_started, info);
+}
+
+template <class Types>
+void batch_engine<Types>::observe_end() {
+  batch_summary summary;
+  summary.batch = number_;
+  summary.finished = finished_.load(std::memory_order_relaxed);
+  if constexpr (requires { source_.size_hint(); }) {
+    const std::size_t all = source_.size_hint().value_or(summary.finished);
+    summary.not_started = all > summary.finished ? all - summary.finished : 0;
+  }
+  switch (why_halted()) {
+    case halt::none: break;
+    case halt::user:
+    case halt::failures: summary.stopped = errc::cancelled; break;
+    case halt::closed: summary.stopped = errc::closed; break;
+    case halt::deadline: summary.stopped = errc::deadline_exceeded; break;
+    case halt::input: summary.stopped = errc::input_failed; break;
+    case halt::executor: summary.stopped = errc::executor_stopped; break;
+  }
+  summary.hook_failures = hook_failures_.load(std::memory_order_relaxed);
+  summary.at = now_of(ex_);
+  summary.elapsed = summary.at - began_;
+  tell(&batch_observer::batch_ended, summary);
+}
+
+template <class Types>
+void batch_engine<Types>::observe_wait(lane& self, lane_stage stage) {
+  self.wait_began = now_of(ex_);
+  wait_event event;
+  event.batch = number_;
+  event.lane = &self;
+  if (self.has_sample) event.index = self.index;
+  event.what = waits_for(stage);
+  event.in_flight = in_flight_.load(std::memory_order_relaxed);
+  event.limit = limit_now();
+  event.at = self.wait_began;
+  tell(&batch_observer::wait_started, event);
+}
+
+template <class Types>
+void batch_engine<Types>::observe_waited(lane& self, lane_stage stage) {
+  wait_event event;
+  event.batch = number_;
+  event.lane = &self;
+  if (self.has_sample) event.index = self.index;
+  event.what = waits_for(stage);
+  event.in_flight = in_flight_.load(std::memory_order_relaxed);
+  event.limit = limit_now();
+  event.at = now_of(ex_);
+  event.waited = event.at - self.wait_began;
+  self.waited_for[static_cast<std::size_t>(event.what)] += event.waited;
+  tell(&batch_observer::wait_ended, event);
+}
+
+template <class Types>
+void batch_engine<Types>::observe_attempt(lane& self) {
+  self.observed = true;
+  attempt_event event;
+  event.batch = number_;
+  event.lane = &self;
+  event.index = self.index;
+  event.attempt = self.attempts;
+  event.hedge = self.sample != &self.cell;
+  event.in_flight = in_flight_.fetch_add(1, std::memory_order_relaxed) + 1;
+  event.limit = limit_now();
+  event.at = self.started;
+  event.waited_for_input = std::exchange(self.waited_for[0], std::chrono::nanoseconds::zero());
+  event.waited_for_permits = std::exchange(self.waited_for[1], std::chrono::nanoseconds::zero());
+  event.waited_for_rate = std::exchange(self.waited_for[2], std::chrono::nanoseconds::zero());
+  tell(&batch_observer::attempt_started, event);
+}
+
+template <class Types>
+void batch_engine<Types>::observe_attempt_end(lane& self) {
+  self.observed = false;
+  attempt_event event;
+  event.batch = number_;
+  event.lane = &self;
+  event.index = self.index;
+  event.attempt = self.attempts;
+  event.hedge = self.sample != &self.cell;
+  event.late = self.timed_out;
+  event.failure = failure_in(*self.target);
+  event.in_flight = in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  event.limit = limit_now();
+  event.at = now_of(ex_);
+  event.ran = event.at - self.started;
+  tell(&batch_observer::attempt_ended, event);
+}
+
 // -- again --
 
 /// True: the sample sleeps and comes back; until then its last error stands in its slot.
@@ -1045,10 +1345,15 @@ bool batch_engine<Types>::retry(lane& self, cell_type& cell) {
   // An entry that need not sleep is due at the beginning of time.
   const std::chrono::nanoseconds due = at_once ? std::chrono::nanoseconds::min() : after(delay);
   const auto make = [&] {
-    return std::make_unique<retry_entry>(retry_entry{due, 0, nullptr, self.index, self.slot, self.attempts, std::move(cell)});
+    return std::make_unique<retry_entry>(retry_entry{due, 0, nullptr, self.index, self.slot, self.room, self.attempts, std::move(cell)});
   };
   std::unique_ptr<retry_entry> entry = guarded(make, [] { return std::unique_ptr<retry_entry>(); });
   if (!entry) return give_up();
+  if (options_.observer) {
+    // Before anybody can take it up again.
+    tell(&batch_observer::sample_retried, retry_event{number_, self.index, self.attempts, failure_in(*self.slot),
+                                                      now_of(ex_), at_once ? std::chrono::nanoseconds::zero() : delay});
+  }
   bool is_next = false;
   {
     const std::lock_guard lock(mutex_);
@@ -1109,11 +1414,15 @@ bool batch_engine<Types>::double_oldest(lane& twin) {
   if (options_.semaphore) take(twin.shared_permit, *options_.semaphore, weighs ? weight : 1);
   std::unique_ptr<hedge_pair<lane>> pair;
   if (equipped) guarded([&] { pair = std::make_unique<hedge_pair<lane>>(); }, [] {});
+  // Its token must be a fresh one before the other attempt can win, and stop it.
+  if (pair && twin.stop_used && hands_out_tokens_) guarded([&] { twin.renew_stop(); }, [&] { pair.reset(); });
   if constexpr (has_timers) equipped = pair && (!options_.rate || options_.rate->try_acquire(ex_, weight));
 
   const std::lock_guard lock(mutex_);
   // It may have ended in the meantime, or be in flight again with another sample.
   if (!equipped || halted() || unhedged_.first() != static_cast<list_link<hedge_tag>*>(slow) || slow->started != began) {
+    twin.weight_permit.release();  // its next sample may weigh more
+    if (weighs) twin.shared_permit.release();
     return false;
   }
   unhedged_.erase(*unhedged_.first());
@@ -1122,6 +1431,7 @@ bool batch_engine<Types>::double_oldest(lane& twin) {
   pair->runners[1] = &twin;
   twin.index = slow->index;
   twin.slot = slow->slot;
+  twin.room = slow->room;
   twin.sample = slow->sample;
   twin.weight = weight;
   twin.attempts = slow->attempts;
@@ -1183,6 +1493,20 @@ std::chrono::nanoseconds batch_engine<Types>::hedge_delay() const noexcept {
   return std::chrono::nanoseconds(latencies_.quantile(options_.hedge.quantile));
 }
 
+/// True: the other attempt has come to a value before this one began, which is therefore not made.
+template <class Types>
+bool batch_engine<Types>::came_too_late(lane& twin) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!twin.pair->won) return false;
+  }
+  twin.own.emplace(unexpect, error(errc::not_started, {}, 0));
+  twin.has_sample = false;
+  twin.step = admission_step::limit;
+  end_pair(twin);
+  return true;
+}
+
 /// The end of one of two attempts: the first value wins, the last one to leave ends the sample. False: the lane whose
 /// sample the other one still uses waits for it.
 template <class Types>
@@ -1195,6 +1519,7 @@ bool batch_engine<Types>::end_pair(lane& self) {
     const std::lock_guard lock(mutex_);
     lane* const other = pair.other(&self);
     pair.runners[pair.runners[0] == &self ? 0 : 1] = nullptr;
+    pair.attempts = std::max(pair.attempts, self.attempts);
     writes = !pair.won && (has_value || !other);
     if (writes && has_value) {
       pair.won = true;
@@ -1227,6 +1552,10 @@ bool batch_engine<Types>::end_pair(lane& self) {
       return false;  // self may be gone
     }
     owner = pair.owner_waits;
+    self.attempts = pair.attempts;
+  }
+  if constexpr (std::is_same_v<error_type, error>) {
+    if (!self.slot->has_value()) self.slot->error().attempts = self.attempts;
   }
   delete std::exchange(self.pair, nullptr);
   self.sample = &self.cell;
@@ -1260,7 +1589,7 @@ void batch_engine<Types>::request_stop(halt why) {
 
 template <class Types>
 void batch_engine<Types>::watch(lane& self) {
-  if (self.stop_used && hands_out_tokens_) self.renew_stop();
+  if (!self.pair && self.stop_used && hands_out_tokens_) self.renew_stop();
   self.timed_out = false;
   self.started = now_of(ex_);
   if (options_.limit) self.in_flight_at_start = options_.limit->started();
@@ -1336,8 +1665,10 @@ std::chrono::nanoseconds batch_engine<Types>::expire() {
   if (queue_deadline_ <= now) {
     queue_deadline_ = no_timeout;
     queue_expired_ = true;
+    std::stop_source waits = end_waits_;  // under the same lock, for it is this wait that has expired and not the next one
+    guarded([&] { end_waits_ = std::stop_source(); }, [] {});
     lock.unlock();
-    end_waits(true);
+    waits.request_stop();
     lock.lock();
   }
   if (hedges_on_) hedge_what_is_due(lock, now);
@@ -1351,7 +1682,7 @@ std::chrono::nanoseconds batch_engine<Types>::expire() {
   }
   if (wanted != 0) {
     lock.unlock();
-    dropped.each([&](const retry_entry& each) { sink_.settled(each.slot, each.index); });
+    dropped.each([&](const retry_entry& each) { sample_final(each.slot, each.index, each.room, each.attempts); });
     for (lane* another = nullptr; wanted != 0 && (another = this->new_lane()) != nullptr; --wanted) {
       if (execute_on(ex_, another->handle())) continue;
       refused();
@@ -1398,7 +1729,7 @@ void batch_engine<Types>::timekeeper_ended() {
     timekeeper_gone_ = true;
     if (!ended_) return;  // its timers are gone before the batch is
   }
-  sink_.complete();
+  finish();
 }
 
 }  // namespace cobatch::detail

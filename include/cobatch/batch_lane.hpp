@@ -14,6 +14,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
 #include <cobatch/detail/pump_core.hpp>
+#include <cobatch/detail/source.hpp>
 #include <cobatch/rate_limiter.hpp>
 #include <cobatch/semaphore.hpp>
 
@@ -24,7 +25,7 @@ struct timeout_tag {};
 struct hedge_tag {};
 
 /// What a lane's handle waits for.
-enum class lane_stage : std::uint8_t { idle, permit, rate, attempt, twin };
+enum class lane_stage : std::uint8_t { idle, input, permit, rate, attempt, twin };
 
 /// What stands between a lane and its next attempt, in this order. A weighted sample is read before its permits are sought,
 /// for it tells how many; any other sample is read when the permits are there.
@@ -40,6 +41,7 @@ struct hedge_pair {
   Lane* owner_waits = nullptr;   // the first one, where it has ended but the second still uses its sample
   std::uint8_t inside = 2;       // who has not ended or still writes
   bool won = false;              // a value is there
+  std::uint32_t attempts = 0;    // calls of predict, as far as they have ended
 
   Lane* other(const Lane* self) const noexcept { return runners[0] == self ? runners[1] : runners[0]; }
 };
@@ -71,12 +73,17 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
 
   explicit batch_lane(Engine& owner) noexcept : engine(owner) {}
 
-  bool queues() const noexcept { return stage == lane_stage::permit || stage == lane_stage::rate; }
+  bool queues() const noexcept {
+    return stage == lane_stage::permit || stage == lane_stage::rate || stage == lane_stage::input;
+  }
 
   /// Destroys a lane that is suspended for good.
   void abandon() noexcept {
     if constexpr (traits::is_awaitable) {
       if (stage == lane_stage::attempt) work.abandon();
+    }
+    if constexpr (is_awaited<typename Engine::source>) {
+      if (stage == lane_stage::input) input_wait.abandon();
     }
     if (stage == lane_stage::permit) permit_wait.abandon();
     if constexpr (Engine::has_timers) {
@@ -107,6 +114,7 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
                                                 std::type_identity<none>>::type;
   using permit_wait_type = attempt<decltype(std::declval<async_semaphore&>().acquire(1, std::stop_token()))>;
   using rate_wait_type = typename Engine::rate_wait;
+  using input_wait_type = typename Engine::input_wait;
 
   Engine& engine;
   lane_stage stage = lane_stage::idle;
@@ -120,6 +128,7 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   std::uint32_t attempts = 0;
   std::size_t index = 0;
   typename Engine::result* slot = nullptr;
+  void* room = nullptr;  // the sink's, with the slot
   typename Engine::result* target = nullptr;  // where the attempt writes: slot, or own
   cell_type cell;
   cell_type* sample = &cell;  // or the cell of the lane whose attempt this one doubles
@@ -130,10 +139,14 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   permit limit_permit, shared_permit, weight_permit;
   permit_wait_type permit_wait;
   [[no_unique_address]] rate_wait_type rate_wait;
+  [[no_unique_address]] input_wait_type input_wait;
   std::chrono::nanoseconds started{};
   std::size_t in_flight_at_start = 0;
   hedge_pair<batch_lane>* pair = nullptr;  // guarded by the engine's mutex
   std::optional<typename Engine::result> own;
+  bool observed = false;                      // the observer knows of the attempt
+  std::chrono::nanoseconds wait_began{};
+  std::chrono::nanoseconds waited_for[3]{};  // by wait_for, since the last attempt
   std::stop_source stop{std::nostopstate};
   std::optional<std::stop_callback<on_stop>> link;
 

@@ -15,6 +15,7 @@
 namespace cobatch {
 
 class async_semaphore;
+class batch_observer;
 class adaptive_limit;
 class rate_limiter;
 struct error;
@@ -135,6 +136,7 @@ struct batch_options {
   retry_policy retry = {};                             ///< what to try again, and when
   hedge_policy hedge = {};                             ///< what to send twice, and when
   rate_limiter* rate = nullptr;                        ///< attempts per second, perhaps shared
+  batch_observer* observer = nullptr;                  ///< is told of all that happens
 };
 
 static_assert(std::is_trivially_copyable_v<batch_options>, "GCC 12 breaks any other aggregate inside co_await");

@@ -21,14 +21,6 @@
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
 
-// GCC 12 copies a temporary lambda with non-trivial captures bit by bit inside a co_await expression and destroys it
-// twice. Where that can happen, a predict that comes as an rvalue gives a warning at compile time.
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13 && !defined(COBATCH_NO_TEMPORARY_PREDICT_WARNING)
-#define COBATCH_WARNS_OF_TEMPORARY_PREDICT 1
-#else
-#define COBATCH_WARNS_OF_TEMPORARY_PREDICT 0
-#endif
-
 namespace cobatch {
 
 namespace detail {
@@ -79,9 +71,9 @@ class batch_sink {
   }
   Result* made_slot(std::size_t index) noexcept { return results_.slot(index); }
 
-  void settled(Result*, std::size_t) const noexcept {}
-  supply room() const noexcept { return supply::ready; }
-  bool may_complete() const noexcept { return true; }
+  static constexpr bool reserve() noexcept { return true; }
+  static constexpr void settled(Result*, std::size_t, void*) noexcept {}
+  static constexpr bool room_came() noexcept { return false; }
 
   void complete() {
     if (start_mark::finish(starting_, this)) return;  // still inside await_suspend
@@ -128,7 +120,7 @@ class running_batch {
     using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
     using predict = Predict;
     using sink = batch_sink<typename outcome_of<source, Predict>::result, std::ranges::sized_range<View>>;
-    static constexpr bool can_be_closed = false;
+    static constexpr bool can_pause = false;
   };
 
  public:
@@ -228,26 +220,22 @@ class [[nodiscard]] batch {
 ///
 /// Example: `auto results = co_await batch_predict(pool, images, [&](const image& x) { return model(x); });`
 template <executor Executor, std::ranges::input_range Samples, class Predict>
-  requires std::ranges::viewable_range<Samples>
+  requires(std::ranges::viewable_range<Samples> && !detail::risky_temporary<Predict>)
 auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {})
     -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
 }
 
-#if COBATCH_WARNS_OF_TEMPORARY_PREDICT
-/// The same, with a warning: see COBATCH_WARNS_OF_TEMPORARY_PREDICT above.
+/// The same, with a warning: see detail::risky_temporary.
 template <executor Executor, std::ranges::input_range Samples, class Predict>
-  requires std::ranges::viewable_range<Samples> &&
-           (!std::is_lvalue_reference_v<Predict> && !std::is_trivially_copyable_v<std::decay_t<Predict>>)
+  requires(std::ranges::viewable_range<Samples> && detail::risky_temporary<Predict>)
 [[deprecated(
-    "cobatch: GCC 12 destroys a temporary predict with non-trivial captures twice inside a co_await expression: name the "
-    "predict before co_await (`auto predict = [...]...;`) and pass it by that name; define "
-    "COBATCH_NO_TEMPORARY_PREDICT_WARNING to silence")]]
+    "cobatch: GCC 12 destroys a temporary with such captures twice inside a co_await expression: name the predict before "
+    "co_await, or define COBATCH_NO_TEMPORARY_PREDICT_WARNING if it is named")]]
 auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {})
     -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
 }
-#endif
 
 // ---- Implementation ----
 

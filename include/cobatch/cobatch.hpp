@@ -7,9 +7,14 @@
 #include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/callback.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/micro_batch_options.hpp>
+#include <cobatch/micro_batcher.hpp>
+#include <cobatch/observer.hpp>
+#include <cobatch/predict_stream.hpp>
 #include <cobatch/rate_limiter.hpp>
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>

@@ -25,6 +25,8 @@ enum class errc : std::uint8_t {
   queue_timed_out,        ///< it waited longer than batch_options::queue_timeout for its permits
   queue_full,             ///< the queue in front of it is full
   batch_size_mismatch,    ///< a batch model returned another number of results than it got samples
+  callback_dropped,       ///< every copy of the callback was destroyed, and none was called
+  closed,                 ///< what it was handed to takes no more
 };
 
 namespace detail {
@@ -43,6 +45,8 @@ constexpr const char* describe(errc code) noexcept {
     case errc::queue_timed_out: return "timed out in the queue";
     case errc::queue_full: return "the queue is full";
     case errc::batch_size_mismatch: return "the batch model returned a wrong number of results";
+    case errc::callback_dropped: return "the callback was dropped without a call";
+    case errc::closed: return "closed: it takes no more";
   }
   return "unknown cobatch error";
 }

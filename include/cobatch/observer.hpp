@@ -52,7 +52,7 @@ struct attempt_event {
   bool hedge = false;         ///< it doubles one that takes long
   bool late = false;          ///< it ended after its timeout had passed (with a value, that counts nevertheless)
   errc failure{};             ///< why it has no value; errc{}: it has one, or has not ended
-  std::size_t in_flight = 0;  ///< samples in flight, this one included
+  std::size_t in_flight = 0;  ///< samples in flight when it started, this one included
   std::size_t limit = std::numeric_limits<std::size_t>::max();  ///< how many may be, just now; max(): no cap
   std::chrono::nanoseconds at{};
   std::chrono::nanoseconds ran{};               ///< since it started; zero where it starts

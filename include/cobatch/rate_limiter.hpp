@@ -28,7 +28,7 @@ class rate_acquire;
 
 /// A number of tokens: of any arithmetic type, finite and not negative.
 class token_cost {
-public:
+ public:
   template <class Number>
     requires std::is_arithmetic_v<Number>
   constexpr explicit(false) token_cost(Number n) : tokens_(static_cast<double>(n)) {
@@ -39,7 +39,7 @@ public:
   }
   constexpr explicit(false) operator double() const noexcept { return tokens_; }
 
-private:
+ private:
   double tokens_;
 };
 
@@ -47,36 +47,37 @@ private:
 
 /// Lets so many start per second, whoever asks: a token bucket that batches, streams and lone coroutines share.
 ///
-/// Tokens come in evenly, `per_second` of them; a start takes one, or its cost. Up to `burst` tokens are kept while
-/// nobody asks, and the bucket is full at first. So the first start is at once, with a burst of 1 consecutive starts are
-/// exactly 1/per_second apart (to the nearest nanosecond, and without any drift), and never start more than
-/// burst + t * per_second within a time t.
+/// Tokens come in evenly, `per_second` of them; a start takes one, or as many as it costs. Up to `burst` tokens are
+/// kept while nobody asks, and the bucket is full at first. So the first start is at once, with a burst of 1
+/// consecutive starts are exactly 1/per_second apart (to the nearest nanosecond, and without any drift), and within a
+/// time t no more than burst + t * per_second start.
 ///
 /// A cost above the burst is allowed: it waits until the bucket is full, goes into debt, and makes those behind it wait
 /// for that. So nothing waits for ever, and the rate holds in the long run.
 ///
-/// A timer that fires late costs no throughput: of the tokens that came in meanwhile, up to a millisecond's stay, beyond
-/// the burst, for those who waited too and those who ask right after. (Real timers are late by 50 microseconds and more:
-/// a limit of 10,000 per second would come to 6,000.)
+/// A timer that is up to a millisecond late costs no throughput: the tokens that came in meanwhile stay, beyond the
+/// burst, for those who waited too and those who ask right after. (Real timers are late by 50 microseconds and more,
+/// each time.) What came in before that millisecond is lost, so that a thread that was blocked does not make up for it
+/// in one go.
 ///
 /// Order: first come, first served, whatever the costs, the executors and the kinds of users; while anyone waits,
 /// a newcomer queues and try_acquire() fails.
-/// Resumes: a waiter goes on on the executor that it gave to acquire(), never inside a call of somebody else; where that
-/// executor has stopped, inside the call that found out. A coroutine that need not wait is not suspended.
+/// Resumes: a waiter goes on on the executor that it gave to acquire(), never inside a call of somebody else; where
+/// that executor has stopped, inside the call that found out. A coroutine that need not wait is not suspended.
 /// Stops: a stopped waiter leaves the queue and has cost nothing; those behind it move up at once. One that has been
 /// granted its tokens already keeps them, even where it has not run yet.
-/// Progress: the oldest waiter's executor keeps the time for all: while its thread is blocked, or in nobody's run(), those
-/// behind it wait too.
+/// Progress: the oldest waiter's executor keeps the time for all: while its thread is blocked, or in nobody's run(),
+/// those behind it wait too.
 /// Clocks: all executors that share a limiter must share a clock. All but simulation have the steady clock; a limiter
 /// must not outlast its simulation.
-/// Lifetime: ends the program with a message if it is destroyed while a coroutine waits in it. A coroutine that waits may
-/// be destroyed: it leaves the queue. It is for the caller to see that its executor is not resuming it at that very
+/// Lifetime: ends the program with a message if it is destroyed while a coroutine waits in it. A coroutine that waits
+/// may be destroyed: it leaves the queue. It is for the caller to see that its executor is not resuming it at that very
 /// moment.
 /// Thread safety: all members may be called from any thread at any time.
-/// Allocates: when it is made, a coroutine frame; each time a timer is stopped, a stop state. acquire() nothing, but for
-/// what the executor's timers need.
+/// Allocates: when it is made, a coroutine frame; each time a timer is stopped, a stop state. acquire() nothing, but
+/// for what the executor's timers need.
 class rate_limiter {
-public:
+ public:
   /// `per_second` tokens come in each second, up to `burst` of them are kept.
   ///
   /// Errors: std::invalid_argument unless per_second is positive and finite, and burst at least 1 and finite.
@@ -98,7 +99,8 @@ public:
     return detail::rate_acquire<Executor>(queue_, ex, cost, std::move(stop));
   }
 
-  /// Takes a token, or `cost` tokens, if they are there now and nobody waits. Needs no timers, only the executor's clock.
+  /// Takes a token, or `cost` tokens, if they are there now and nobody waits. Needs no timers, only the executor's
+  /// clock.
   template <executor Executor>
   [[nodiscard]] bool try_acquire(Executor& ex, detail::token_cost cost = 1) {
     return queue_.try_take(cost, detail::now_of(ex).count());
@@ -120,7 +122,7 @@ public:
     queue_.set_rate(per_second);
   }
 
-private:
+ private:
   static void check_rate(double per_second) {
     if (!(per_second > 0 && per_second <= std::numeric_limits<double>::max())) {
       detail::throw_or_fail<std::invalid_argument>(
@@ -164,7 +166,7 @@ struct timer_of<Executor> {
 /// What acquire() returns. Movable until it is awaited.
 template <class Executor>
 class [[nodiscard]] rate_acquire final : private rate_waiter {
-public:
+ public:
   rate_acquire(rate_queue& queue, Executor& ex, double wanted, std::stop_token stop) noexcept
       : rate_waiter(wanted), queue_(&queue), ex_(&ex), stop_(std::move(stop)) {}
   rate_acquire(rate_acquire&& other) noexcept
@@ -178,8 +180,8 @@ public:
   // Takes nothing: some runtimes ask more than once.
   bool await_ready() const noexcept { return false; }
 
-  // The callback stands before the waiter is queued: nobody resumes the coroutine, which destroys the callback, while it
-  // is under construction. A stop between the two is seen by rate_queue::wait().
+  // The callback stands before the waiter is queued: nobody resumes the coroutine, which destroys the callback, while
+  // it is under construction. A stop between the two is seen by rate_queue::wait().
   bool await_suspend(std::coroutine_handle<> awaiting) {
     outcome = rate_outcome::none;
     if (stop_.stop_requested()) return false;
@@ -203,7 +205,7 @@ public:
     return outcome == rate_outcome::granted;
   }
 
-private:
+ private:
   struct stop_waiting {
     rate_acquire* self;
     void operator()() const noexcept { self->queue_->stop(*self); }

@@ -27,7 +27,7 @@ namespace {
 
 /// A run_loop on a thread of its own.
 class loop_thread {
-public:
+ public:
   loop_thread() : thread_([this] { loop.run(wait_for_end()); }) {}
   loop_thread(const loop_thread&) = delete;
   loop_thread& operator=(const loop_thread&) = delete;
@@ -38,7 +38,7 @@ public:
 
   run_loop loop;
 
-private:
+ private:
   task<> wait_for_end() { co_await loop.schedule_after(24h, end_.get_token()); }
 
   std::stop_source end_;

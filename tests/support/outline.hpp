@@ -30,6 +30,8 @@ inline const char* name_of(cobatch::errc code) noexcept {
       return "cost_exceeds_capacity";
     case would_deadlock:
       return "would_deadlock";
+    case queue_timed_out:
+      return "queue_timed_out";
     case queue_full:
       return "queue_full";
     case batch_size_mismatch:

@@ -69,7 +69,7 @@ void steady_round_trip(adaptive_limit& limit, nanoseconds latency) {
 
 /// A server on the virtual clock with room for `capacity` calls at a time; the others queue.
 class server {
-public:
+ public:
   enum distribution { constant, uniform, exponential, lognormal };
 
   server(simulation& sim, std::size_t capacity, nanoseconds service, distribution kind, std::uint64_t seed)
@@ -83,7 +83,7 @@ public:
   void set_capacity(std::size_t capacity) { room_.set_limit(capacity); }
   void set_service(nanoseconds service) { service_ = service; }
 
-private:
+ private:
   /// The same on every platform, unlike std's distributions.
   double unit() { return static_cast<double>(random_() >> 11) * 0x1p-53; }
 
@@ -112,7 +112,7 @@ struct reply {
 
 /// Users without end who call the server as the limit allows.
 class load {
-public:
+ public:
   load(simulation& sim, server& to, adaptive_limit& limit, std::size_t users) : sim_(sim), server_(to), limit_(limit) {
     for (std::size_t i = 0; i < users; ++i) users_.push_back(user());
   }
@@ -135,7 +135,7 @@ public:
   std::vector<reply> replies;
   std::size_t most_in_flight = 0;
 
-private:
+ private:
   started user() {
     co_await sim_.schedule();
     for (;;) {
@@ -424,28 +424,28 @@ TEST_CASE("adaptive limit: waiters without an executor that report at once run o
   first->succeeded(1ms);
   CHECK(ended == 100'000);
   CHECK(limit.in_flight() == 0);
-  CHECK(limit.limit() == 4);
+  CHECK(limit.waiting() == 0);
 }
 
 TEST_CASE("adaptive limit: it settles near the best fixed cap within 200 round trips, from wherever it starts") {
   const std::size_t capacity = GENERATE(10u, 50u, 200u);
   const auto kind = GENERATE(server::constant, server::uniform, server::exponential, server::lognormal);
-  const std::size_t initial = GENERATE(1u, 20u, 1000u);
   const nanoseconds service = capacity == 10 ? 1s : capacity == 50 ? nanoseconds(20ms) : nanoseconds(1ms);
-  for (const std::uint64_t seed : {1u, 2u, 3u}) {
-    CAPTURE(capacity, static_cast<int>(kind), initial, seed);
-    simulation sim;
-    server backend(sim, capacity, service, kind, seed);
-    adaptive_limit limit({.initial = initial});
-    load users(sim, backend, limit, 1000);
-    users.run(400 * service);
-    const figures found = measure(users.replies, 200 * service, 400 * service);
+  for (const std::uint64_t seed : {1u, 2u}) {
     const figures ideal = best(capacity, service, kind, seed);
-    CHECK(found.per_second >= 0.8 * ideal.per_second);
-    CHECK(found.p99 <= 2 * ideal.p99 + 10);
-    CHECK(users.most_in_flight <= 1000);
-    users.stop();
-    CHECK(limit.in_flight() == 0);
+    for (const std::size_t initial : {1u, 20u, 1000u}) {
+      CAPTURE(capacity, static_cast<int>(kind), initial, seed);
+      simulation sim;
+      server backend(sim, capacity, service, kind, seed);
+      adaptive_limit limit({.initial = initial});
+      load users(sim, backend, limit, 1000);
+      users.run(400 * service);
+      const figures found = measure(users.replies, 200 * service, 400 * service);
+      CHECK(found.per_second >= 0.8 * ideal.per_second);
+      CHECK(found.p99 <= 2 * ideal.p99 + 10);
+      users.stop();
+      CHECK(limit.in_flight() == 0);
+    }
   }
 }
 
@@ -454,7 +454,7 @@ TEST_CASE("adaptive limit: it settles again when the server loses half of its ca
   const nanoseconds service = 20ms;
   const figures full = best(50, service, kind, 1);
   const figures half = best(25, service, kind, 1);
-  for (const std::uint64_t seed : {1u, 2u, 3u}) {
+  for (const std::uint64_t seed : {1u, 2u}) {
     CAPTURE(static_cast<int>(kind), seed);
     simulation sim;
     server backend(sim, 50, service, kind, seed);
@@ -488,6 +488,32 @@ TEST_CASE("adaptive limit: a server that has become slower, but is not overloade
   users.stop();
 }
 
+TEST_CASE(
+    "adaptive limit: the cap stays in its range while it probes, and finds its way out of a range that is narrow") {
+  const nanoseconds service = 20ms;
+  simulation sim;
+  server backend(sim, 50, service, server::uniform, 1);
+  adaptive_limit limit({.initial = 20, .min = 20, .max = 100});
+  load users(sim, backend, limit, 1000);
+  std::size_t least = 100;
+  std::size_t most = 0;
+  const auto watch = [&](nanoseconds duration) {
+    for (int i = 0; i < 400; ++i) {
+      users.run(duration / 400);
+      least = std::min(least, limit.limit());
+      most = std::max(most, limit.limit());
+    }
+  };
+  watch(400 * service);
+  backend.set_service(5 * service);  // a reason to go down to min, until it is known that there is no queue
+  watch(400 * 5 * service);
+  CHECK(least >= 20);
+  CHECK(most <= 100);
+  const figures found = measure(users.replies, users.now() - 200 * 5 * service, users.now());
+  CHECK(found.per_second >= 0.8 * best(50, 5 * service, server::uniform, 1).per_second);
+  users.stop();
+}
+
 TEST_CASE("adaptive limit: a queue that lasts does not become the new normal") {  // issue 165
   const auto kind = GENERATE(server::constant, server::uniform, server::exponential);
   const nanoseconds service = 20ms;
@@ -496,9 +522,9 @@ TEST_CASE("adaptive limit: a queue that lasts does not become the new normal") {
   adaptive_limit limit({.initial = 400, .max = 10'000});
   load users(sim, backend, limit, 2000);
   users.run(300 * service);
-  for (int i = 0; i < 100; ++i) {
+  for (int i = 0; i < 40; ++i) {
     users.replies.clear();
-    users.run(100 * service);
+    users.run(50 * service);
     REQUIRE(limit.limit() <= 150);
   }
   users.stop();
@@ -527,9 +553,18 @@ TEST_CASE("adaptive limit: the scale of the latencies makes no difference") {
 TEST_CASE("adaptive limit: options that make no sense are refused") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const adaptive_options bad[] = {
-      {.min = 0},         {.initial = 5, .min = 6},   {.initial = 7, .max = 6}, {.backoff = 1.0},
-      {.backoff = -0.1},  {.backoff = nan},           {.tolerance = 0.9},       {.tolerance = nan},
-      {.smoothing = 0.0}, {.smoothing = 1.1},         {.smoothing = nan},       {.probe_interval = 0},
+      {.min = 0},
+      {.initial = 5, .min = 6},
+      {.initial = 7, .max = 6},
+      {.backoff = 1.0},
+      {.backoff = -0.1},
+      {.backoff = nan},
+      {.tolerance = 0.9},
+      {.tolerance = nan},
+      {.smoothing = 0.0},
+      {.smoothing = 1.1},
+      {.smoothing = nan},
+      {.probe_interval = 0},
       {.max = std::numeric_limits<std::size_t>::max()},
   };
   for (const adaptive_options& each : bad) CHECK_THROWS_AS(adaptive_limit(each), std::invalid_argument);
@@ -564,10 +599,16 @@ TEST_CASE("adaptive limit: whatever ends however, tickets are conserved and the 
         const auto begin = sim.now();
         co_await sim.schedule_after(nanoseconds(up_to(30'000'000)));
         switch (up_to(5)) {
-          case 0: ticket->dropped(); break;
-          case 1: ticket->release(); break;
-          case 2: break;
-          default: ticket->succeeded(sim.now() - begin);
+          case 0:
+            ticket->dropped();
+            break;
+          case 1:
+            ticket->release();
+            break;
+          case 2:
+            break;
+          default:
+            ticket->succeeded(sim.now() - begin);
         }
       }
     };

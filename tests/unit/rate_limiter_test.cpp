@@ -37,7 +37,9 @@ namespace {
 
 using times = std::vector<std::int64_t>;
 
-std::int64_t now(const simulation& sim) { return sim.now().time_since_epoch().count(); }
+std::int64_t now(const simulation& sim) {
+  return sim.now().time_since_epoch().count();
+}
 
 /// Takes a token, and notes the time at which it had it.
 started start_one(simulation& sim, rate_limiter& limiter, times& log, double cost = 1, std::stop_token stop = {}) {
@@ -47,7 +49,9 @@ started start_one(simulation& sim, rate_limiter& limiter, times& log, double cos
   if (granted) log.push_back(now(sim));
 }
 
-task<> sleep(simulation& sim, nanoseconds delay) { co_await sim.schedule_after(delay); }
+task<> sleep(simulation& sim, nanoseconds delay) {
+  co_await sim.schedule_after(delay);
+}
 
 /// The times of `count` starts at `rate` that all ask at once.
 times starts(std::uint64_t seed, double rate, double burst, int count) {
@@ -64,7 +68,7 @@ times starts(std::uint64_t seed, double rate, double burst, int count) {
 
 /// An executor of the test's own, with a clock that the test turns; its timers may be made to do all that is allowed.
 class hand_clock {
-public:
+ public:
   struct clock {
     using duration = nanoseconds;
     using time_point = std::chrono::time_point<std::chrono::steady_clock, nanoseconds>;
@@ -103,15 +107,21 @@ public:
       bool await_suspend(std::coroutine_handle<> awaiting) {
         ++self->ex->timers_started;
         switch (self->ex->timers) {
-          case elapses_at_once: *self->ex->time = self->due; return false;
-          case refuses: elapsed = false; return false;
-          case throws: throw std::runtime_error("no timer");
+          case elapses_at_once:
+            *self->ex->time = self->due;
+            return false;
+          case refuses:
+            elapsed = false;
+            return false;
+          case throws:
+            throw std::runtime_error("no timer");
           case resumes_inside:
             *self->ex->time = self->due;
             awaiting.resume();
             return true;
           case waits:
-          case throws_at_end: break;
+          case throws_at_end:
+            break;
         }
         handle = awaiting;
         self->ex->sleepers.push_back(this);
@@ -183,8 +193,8 @@ TEST_CASE("rate limiter: the first start is at once, and consecutive starts are 
   for (const std::uint64_t seed : {0u, 1u, 2u}) {
     CHECK(starts(seed, 5, 1, 4) == times{0, 200'000'000, 400'000'000, 600'000'000});
     CHECK(starts(seed, 100, 1, 3) == times{0, 10'000'000, 20'000'000});
-    CHECK(starts(seed, 3, 1, 7) == times{0, 333'333'333, 666'666'667, 1'000'000'000, 1'333'333'333, 1'666'666'667,
-                                         2'000'000'000});
+    CHECK(starts(seed, 3, 1, 7) ==
+          times{0, 333'333'333, 666'666'667, 1'000'000'000, 1'333'333'333, 1'666'666'667, 2'000'000'000});
     CHECK(starts(seed, 0.01, 1, 3) == times{0, 100'000'000'000, 200'000'000'000});
     CHECK(starts(seed, 1e9, 1, 3) == times{0, 1, 2});
   }
@@ -283,7 +293,7 @@ TEST_CASE("rate limiter: try_acquire takes what is there, and nothing while anyo
   const started waits = note(sim, limiter, log, 'a', 2);
   CHECK(limiter.waiting() == 1);
   sim.run(sleep(sim, 150ms));
-  CHECK_FALSE(limiter.try_acquire(sim));      // one and a half are there, but not for newcomers
+  CHECK_FALSE(limiter.try_acquire(sim));  // one and a half are there, but not for newcomers
   CHECK_FALSE(limiter.try_acquire(sim, 0));
   sim.run(sleep(sim, 51ms));
   CHECK(log == "a");

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
@@ -24,6 +25,14 @@
 
 #if COBATCH_EXCEPTIONS
 #include <exception>
+#endif
+
+// GCC 12 copies a temporary lambda with non-trivial captures bit by bit inside a co_await expression and destroys it
+// twice. Where that can happen, a callable that comes as an rvalue gives a warning at compile time.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13 && !defined(COBATCH_NO_TEMPORARY_PREDICT_WARNING)
+#define COBATCH_WARNS_OF_TEMPORARY_PREDICT 1
+#else
+#define COBATCH_WARNS_OF_TEMPORARY_PREDICT 0
 #endif
 
 namespace cobatch::detail {
@@ -66,5 +75,10 @@ inline decltype(auto) guarded(Body&& body, [[maybe_unused]] OnException&& on_exc
   return std::forward<Body>(body)();
 #endif
 }
+
+/// A callable that comes as an rvalue and that GCC 12 would destroy twice if it were a temporary in a co_await expression.
+template <class Callable>
+inline constexpr bool risky_temporary = COBATCH_WARNS_OF_TEMPORARY_PREDICT != 0 && !std::is_reference_v<Callable> &&
+                                        !std::is_trivially_copyable_v<Callable>;
 
 }  // namespace cobatch::detail

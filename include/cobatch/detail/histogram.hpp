@@ -16,6 +16,10 @@ namespace cobatch::detail {
 /// the first record(). Not thread-safe. Nanoseconds, but any unit will do.
 class histogram {
  public:
+  static constexpr int fraction_bits = 6;
+  static constexpr std::size_t per_octave = std::size_t{1} << fraction_bits;
+  static constexpr std::size_t bucket_count = (63 - fraction_bits + 1) * per_octave;
+
   void record(std::int64_t value) {
     if (!counts_) counts_ = std::make_unique<std::array<std::uint64_t, bucket_count>>();
     const auto magnitude = static_cast<std::uint64_t>(std::max<std::int64_t>(value, 0));
@@ -61,10 +65,19 @@ class histogram {
     return below;
   }
 
- private:
-  static constexpr int fraction_bits = 6;
-  static constexpr std::size_t per_octave = std::size_t{1} << fraction_bits;
-  static constexpr std::size_t bucket_count = (63 - fraction_bits + 1) * per_octave;
+  /// For counts that are kept elsewhere: count(i) values in each bucket i.
+  template <class Count>
+  void add(Count&& count, double sum, std::uint64_t min, std::uint64_t max) {
+    if (!counts_) counts_ = std::make_unique<std::array<std::uint64_t, bucket_count>>();
+    for (std::size_t i = 0; i < bucket_count; ++i) {
+      const std::uint64_t more = count(i);
+      (*counts_)[i] += more;
+      count_ += more;
+    }
+    sum_ += sum;
+    max_ = std::max(max_, max);
+    min_ = std::min(min_, min);
+  }
 
   // Bucket i < 64 holds the value i; above, octave k (from 1) holds the values whose top bit is fraction_bits + k - 1.
   static constexpr std::size_t bucket_of(std::uint64_t value) noexcept {
@@ -72,6 +85,8 @@ class histogram {
     const int shift = static_cast<int>(std::bit_width(value)) - 1 - fraction_bits;
     return static_cast<std::size_t>(shift) * per_octave + static_cast<std::size_t>(value >> shift);
   }
+
+ private:
   static constexpr std::int64_t middle_of(std::size_t bucket) noexcept {
     if (bucket < 2 * per_octave) return static_cast<std::int64_t>(bucket);
     const int shift = static_cast<int>(bucket / per_octave) - 1;

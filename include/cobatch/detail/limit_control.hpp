@@ -22,7 +22,7 @@ struct limit_settings {
 /// A *round trip* is as many ends of calls as there are calls in flight. Every sum over samples goes over no more than
 /// one or two of them, so that it is as long for a cap of 5 as for one of 500.
 class limit_control {
-public:
+ public:
   explicit limit_control(const limit_settings& settings) noexcept : set_(settings), limit_(settings.initial) {}
 
   /// The cap to hold now; while it probes, below what it has found.
@@ -30,14 +30,15 @@ public:
     return static_cast<std::size_t>(state_ == state::steady ? limit_ : std::min(limit_, probe_cap_));
   }
 
-  /// A call came to its end after `latency`; it was one of `in_flight` when it started.
-  void succeeded(double latency, double in_flight) noexcept {
+  /// A call came to its end after `latency`; it was one of `in_flight` when it started, and is one of
+  /// `still_in_flight`.
+  void succeeded(double latency, double in_flight, double still_in_flight) noexcept {
     if (!set_.by_latency) {
       if (2 * in_flight >= limit_) move_to(limit_ + 1 / limit_);
       return;
     }
     round_trips_ += 1 / in_flight;
-    if (state_ == state::draining && in_flight <= probe_cap_) {
+    if (state_ == state::draining && still_in_flight <= probe_cap_) {
       state_ = state::settling;
       to_skip_ = static_cast<std::size_t>(probe_cap_);
       window_ = {};
@@ -50,7 +51,7 @@ public:
     if (state_ == state::measuring) {
       if (window_.count >= std::max(least_to_measure, 2 * probe_cap_)) end_probe();
     } else if (window_.count >= std::clamp(window_.in_flight(), 5.0, 50.0)) {
-      learn();
+      learn(still_in_flight);
       window_ = {};
     }
   }
@@ -62,7 +63,7 @@ public:
     window_ = {};
   }
 
-private:
+ private:
   // steady ──probe_interval──> draining ──> settling ──> measuring ──> steady
   //
   // A probe halves the cap, to see whether that makes the calls faster. draining: calls that started under more load
@@ -73,11 +74,13 @@ private:
     double count = 0;
     double latencies = 0;
     double in_flights = 0;
+    double most_in_flight = 0;
 
     void add(double latency, double in_flight) noexcept {
       count += 1;
       latencies += latency;
       in_flights += in_flight;
+      most_in_flight = std::max(most_in_flight, in_flight);
     }
     double latency() const noexcept { return latencies / count; }
     double in_flight() const noexcept { return in_flights / count; }
@@ -91,11 +94,12 @@ private:
   static double headroom(double limit) noexcept { return std::sqrt(limit); }
 
   /// Some calls have ended: their average latency against what it would be without a queue.
-  void learn() noexcept {
+  void learn(double still_in_flight) noexcept {
     const double latency = window_.latency();
     const double in_flight = window_.in_flight();
     if (unqueued_ == 0) unqueued_ = latency;
-    if (in_flight < 1.5) unqueued_ += 0.3 * (latency - unqueued_);  // alone: a queue would not be of our making
+    // Alone, or as few as may be: there is no lower load to compare with.
+    if (in_flight < std::max(1.5, set_.min * 4 / 3)) unqueued_ += 0.3 * (latency - unqueued_);
 
     // By Little's law the server would be busy, and no more, with as many of them as is the share of their latency
     // that they did not spend in a queue. It takes the load under which these very calls started: it does not matter
@@ -106,28 +110,32 @@ private:
       if (state_ != state::steady) wanted = std::min(wanted, limit_);
       move_to(limit_ + set_.smoothing * (wanted - limit_));
     } else if (state_ == state::steady) {
-      move_to(std::max(limit_, in_flight + headroom(limit_)));  // a cap that is not made use of stays
+      // A cap that is not made use of stays. The most, not the average: where calls end and start in waves, the first
+      // of a wave find few others in flight.
+      const double step = headroom(limit_);
+      move_to(limit_ + std::clamp(window_.most_in_flight + step - limit_, 0.0, step));
     }
 
     if (state_ == state::draining) {
-      probe_cap_ = std::min(probe_cap_, half_of(limit_));
+      probe_cap_ = std::min(probe_cap_, probe_cap());
       return;
     }
     // How it was before a probe: the last few windows.
     const double weight = before_.count == 0 ? 1 : 0.3;
-    before_ = {1, before_.latencies + weight * (latency - before_.latencies),
-               before_.in_flights + weight * (in_flight - before_.in_flights)};
+    before_.count = 1;
+    before_.latencies += weight * (latency - before_.latencies);
+    before_.in_flights += weight * (in_flight - before_.in_flights);
     if (limit_at_probe_ == 0) limit_at_probe_ = limit_;
     const bool due = round_trips_ >= interval_ || limit_ < limit_at_probe_ / 2;
-    const bool in_use = in_flight >= 0.75 * limit_ && in_flight <= 1.25 * limit_ + 1;
-    if (due && in_use && limit_ >= 2 && half_of(limit_) >= set_.min) {
+    const bool in_use = window_.most_in_flight >= 0.75 * limit_ && still_in_flight <= 1.25 * limit_ + 1;
+    if (due && in_use && probe_cap() <= 0.75 * limit_) {
       state_ = state::draining;
-      probe_cap_ = half_of(limit_);
+      probe_cap_ = probe_cap();
       limit_at_probe_ = limit_;
     }
   }
 
-  static double half_of(double limit) noexcept { return std::max(1.0, std::floor(limit / 2)); }
+  double probe_cap() const noexcept { return std::max(set_.min, std::floor(limit_ / 2)); }
 
   void end_probe() noexcept {
     const double latency = window_.latency();

@@ -206,9 +206,11 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
           mark.reopen(current);
           current->mark = &mark;
         }
-        looked = false;
         more = engine().process(here, current, mark);
-        if (more == supply::ready) continue;
+        if (more == supply::ready) {
+          looked = false;
+          continue;
+        }
       }
     }
     // Nothing that this pump could do now. First the lane goes, then others are asked: who answers can have it.
@@ -217,7 +219,8 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
       engine().part_with(*current, more);
       check |= retire(*current);
       current = nullptr;
-      if (engine().more_came()) [[unlikely]] continue;
+      // Where others look for permits, there would be no end to looking again: they start another pump.
+      if (more != supply::queued && engine().more_came()) [[unlikely]] continue;
     }
     if (more == supply::contended && !ask_others(here)) continue;
     if (more == supply::queued && !engine().ask_at_turnstile()) continue;

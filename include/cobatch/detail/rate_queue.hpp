@@ -27,7 +27,7 @@ enum class rate_outcome : unsigned char {
 
 /// One acquisition: a suspended coroutine, and the timer of its own executor. While it waits, all of it is the queue's.
 class rate_waiter : public waiter {
-public:
+ public:
   explicit rate_waiter(double wanted) noexcept : cost(wanted) {}
 
   /// The time on the clock of its executor.
@@ -43,24 +43,26 @@ public:
   rate_outcome outcome = rate_outcome::none;
   std::exception_ptr failure;  // what its timer threw
 
-protected:
+ protected:
   ~rate_waiter() = default;
 };
 
 /// The tokens, the queue and the waking of rate_limiter.
 ///
-/// While anybody waits, one *driver* sees to the queue; everybody else just queues behind. The driver is either a thread
-/// inside drive(), or a timer: that of the oldest waiter, on that waiter's executor. When the timer ends it resumes
-/// `alarm_`, a coroutine that does nothing but call timer_ended(), and so becomes a thread inside drive() again.
+/// While anybody waits, one *driver* sees to the queue; everybody else just queues behind. The driver is either a
+/// thread inside drive(), or a timer: that of the oldest waiter, on that waiter's executor. When the timer ends it
+/// resumes `alarm_`, a coroutine that does nothing but call timer_ended(), and so becomes a thread inside drive()
+/// again.
 ///
 ///     no driver ──a newcomer finds too few tokens──> timer
 ///     timer ──ends──> thread: grants whoever is due; the next one's timer, or, where nobody waits, no driver
 ///
-/// The waiter whose timer it is (`timed_`) is resumed by the driver alone: the timer lives in its frame. To cancel it is
-/// to stop the timer. All others can be taken out by anyone, at any time.
+/// The waiter whose timer it is (`timed_`) is resumed by the driver alone: the timer lives in its frame. To cancel it
+/// is to stop the timer. All others can be taken out by anyone, at any time.
 class rate_queue {
-public:
-  rate_queue(double per_second, double burst) : bucket_(per_second, burst), rate_(per_second), alarm_(ring(*this).frame) {}
+ public:
+  rate_queue(double per_second, double burst)
+      : bucket_(per_second, burst), rate_(per_second), alarm_(ring(*this).frame) {}
   rate_queue(const rate_queue&) = delete;
   rate_queue& operator=(const rate_queue&) = delete;
   ~rate_queue() {
@@ -91,11 +93,11 @@ public:
 
   inline void set_rate(double per_second) noexcept;
 
-private:
+ private:
   /// What resumes when a timer ends; one for the life of the queue, as there is one timer at a time.
   struct alarm {
     class promise_type : public pooled_frame {
-    public:
+     public:
       alarm get_return_object() noexcept { return {std::coroutine_handle<promise_type>::from_promise(*this)}; }
       std::suspend_always initial_suspend() const noexcept { return {}; }
       std::suspend_always final_suspend() const noexcept { return {}; }
@@ -104,8 +106,8 @@ private:
     };
     std::coroutine_handle<> frame;
   };
-  /// Calls from inside await_suspend: there the coroutine counts as suspended, so that the next timer can resume it, and
-  /// whoever comes last can destroy it.
+  /// Calls from inside await_suspend: there the coroutine counts as suspended, so that the next timer can resume it,
+  /// and whoever comes last can destroy it.
   struct timer_end {
     rate_queue* queue;
     bool await_ready() const noexcept { return false; }
@@ -134,15 +136,15 @@ private:
   inline bool sleep(turn& next) noexcept;
   inline turn wake(rate_waiter& woken, waiter_list& ready) noexcept;
 
-  std::mutex mutex_;                       // guards all down to timer_stop_
-  token_bucket bucket_;                    // its burst never changes: no lock
-  waiter_list queue_;                      // and the outcome of all that are in it, or on their way there
-  std::atomic<std::size_t> waiting_ = 0;   // written under mutex_; anyone may read it, and it publishes nothing
-  std::atomic<double> rate_;               // likewise
-  bool driven_ = false;                    // there is a driver
-  rate_waiter* timed_ = nullptr;           // in queue_; written by the driver, which may read it without the lock
-  std::stop_source timer_stop_;            // likewise; stops the timer of timed_
-  start_mark* mark_ = nullptr;             // the driver's
+  std::mutex mutex_;                      // guards all down to timer_stop_
+  token_bucket bucket_;                   // its burst never changes: no lock
+  waiter_list queue_;                     // and the outcome of all that are in it, or on their way there
+  std::atomic<std::size_t> waiting_ = 0;  // written under mutex_; anyone may read it, and it publishes nothing
+  std::atomic<double> rate_;              // likewise
+  bool driven_ = false;                   // there is a driver
+  rate_waiter* timed_ = nullptr;          // in queue_; written by the driver, which may read it without the lock
+  std::stop_source timer_stop_;           // likewise; stops the timer of timed_
+  start_mark* mark_ = nullptr;            // the driver's
   std::coroutine_handle<> alarm_;
 };
 

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/station.hpp>
 
@@ -35,6 +36,7 @@ enum class claim : unsigned char {
   taken,      ///< a sample is ours
   exhausted,  ///< nobody will ever get another one
   elsewhere,  ///< what is left is in the hands of another station just now
+  no_room,    ///< its outcome would have no place just now
 };
 
 /// Samples with numbers, claimed in chunks that shrink towards the end ("guided", Polychronopoulos and Kuck, 1987).
@@ -157,16 +159,20 @@ class pulled_source {
     }
   }
 
-  /// Reads one sample into `to`. `place(index)`, while reading is still exclusive, makes room for its result; where it
+  /// Reads one sample into `to`, if `reserve()` finds that there is room for it. `place(index)`, while reading is still exclusive, makes room for its result; where it
   /// answers false nothing more is read. `failed()`, inside the handler of what the input threw, has room as well.
-  template <class Place, class Failed>
-  claim pull(cell& to, Place&& place, Failed&& failed) {
+  template <class Reserve, class Place, class Failed>
+  claim pull(cell& to, Reserve&& reserve, Place&& place, Failed&& failed) {
     if (exhausted_.load(std::memory_order_acquire)) return claim::exhausted;
     for (int tries = 0; reading_.exchange(true, std::memory_order_acquire);) {
       if (++tries == patience) return claim::elsewhere;
     }
     claim answer = claim::exhausted;
-    if (!exhausted_.load(std::memory_order_relaxed)) {
+    if (exhausted_.load(std::memory_order_relaxed)) {
+      // somebody else has just seen the end
+    } else if (!reserve()) {
+      answer = claim::no_room;
+    } else {
       answer = guarded(
           [&] {
             if (!position_) {
@@ -220,5 +226,46 @@ class pulled_source {
   std::atomic<bool> reading_{false};    // exchange (acquire) by a reader pairs with its predecessor's store (release)
   std::atomic<bool> exhausted_{false};  // written by a reader; whoever sees it true need not read any more
 };
+
+/// Samples that come one after another from `co_await source.next()`, which gives an optional: empty at the end.
+///
+/// One lane at a time awaits it (the one that holds the engine's turnstile), so nothing here is shared but the flag.
+template <class Source>
+class awaited_source {
+ public:
+  using awaitable_type = decltype(std::declval<Source&>().next());
+  using sample_type = std::remove_cvref_t<decltype(*std::declval<await_result<awaitable_type>>())>;
+
+  static constexpr bool indexed = false;
+  static constexpr bool owned = true;
+  using reference = sample_type&;
+
+  struct cell {
+    std::optional<sample_type> sample;
+  };
+
+  explicit awaited_source(Source&& source) : source_(std::forward<Source>(source)) {}
+  awaited_source(const awaited_source&) = delete;
+  awaited_source& operator=(const awaited_source&) = delete;
+
+  awaitable_type next() { return source_.next(); }
+
+  reference get(cell& from, std::size_t) const noexcept { return *from.sample; }
+
+  std::size_t count() noexcept { return count_++; }
+  bool exhausted() const noexcept { return exhausted_.load(std::memory_order_acquire); }
+  void end() noexcept { exhausted_.store(true, std::memory_order_release); }
+
+ private:
+  Source source_;  // an lvalue is referred to
+  std::size_t count_ = 0;
+  std::atomic<bool> exhausted_{false};  // as in pulled_source
+};
+
+/// Whether samples of this source must be awaited.
+template <class Source>
+inline constexpr bool is_awaited = false;
+template <class Source>
+inline constexpr bool is_awaited<awaited_source<Source>> = true;
 
 }  // namespace cobatch::detail

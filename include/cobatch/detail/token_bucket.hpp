@@ -11,7 +11,7 @@ namespace cobatch::detail {
 ///
 /// What would be further than some 126 years away from the clock's epoch is cut down to that.
 class fine_time {
-public:
+ public:
   static constexpr std::int64_t farthest = 4'000'000'000'000'000'000;
 
   constexpr explicit fine_time(std::int64_t nanoseconds) noexcept
@@ -40,7 +40,7 @@ public:
 
   friend constexpr auto operator<=>(const fine_time&, const fine_time&) noexcept = default;
 
-private:
+ private:
   std::int64_t whole_;
   double part_ = 0;  // in [0, 1)
 };
@@ -50,22 +50,24 @@ private:
 /// The generic cell rate algorithm: there is no count of tokens that would have to be topped up, only the time at which
 /// the bucket was, or will be, empty. Taking tokens moves it on by the time in which they come in.
 class token_bucket {
-public:
+ public:
   /// Full from the start.
   token_bucket(double per_second, double burst) noexcept
       : interval_(nanoseconds_per_token(per_second)), burst_(burst) {}
 
   double burst() const noexcept { return burst_; }
 
-  /// The earliest time at which `cost` tokens can be taken. Above the burst: when the bucket is full; it is then in debt.
+  /// The earliest time at which `cost` tokens can be taken. Above the burst: when the bucket is full; it is then in
+  /// debt.
   std::int64_t due(double cost) const noexcept {
     return empty_.plus(std::min(cost, burst_) * interval_).nearest_nanosecond();
   }
 
   /// Takes tokens that are due. Tokens above the burst are lost, but for those that came in while a timer was late.
   ///
-  /// `waited`: the taker was to be woken when they were due, so that, if it is late now, the timer is to blame. What came
-  /// in meanwhile, in a millisecond at the most, is for those who waited with it, and for who asks within a millisecond.
+  /// `waited`: the taker was to be woken when they were due, so that, if it is late now, the timer is to blame. What
+  /// came in meanwhile, in a millisecond at the most, is for those who waited with it, and for who asks within a
+  /// millisecond.
   void take(double cost, std::int64_t now, bool waited) noexcept {
     if (waited) {
       late_ = std::clamp<std::int64_t>(now - due(cost) + 1, 1, forgiven);  // 1: due() rounds
@@ -85,7 +87,7 @@ public:
     if (last_ != never) empty_ = last.plus(-filled * interval_);
   }
 
-private:
+ private:
   static constexpr std::int64_t never = -fine_time::farthest;
   static constexpr std::int64_t forgiven = 1'000'000;
 

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <array>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace cobatch::detail {
+
+/// Text that is the same in every locale, for reports and for other programs.
+///
+/// Appends to a string that is written to a stream in one piece.
+class text {
+ public:
+  template <class... Parts>
+  text& add(const Parts&... parts) {
+    (put(parts), ...);
+    return *this;
+  }
+
+  /// With so many digits after the point; "+Inf", "-Inf" and "NaN" as Prometheus spells them.
+  text& fixed(double value, int digits) {
+    std::array<char, 400> buffer;
+    if (!std::isfinite(value)) return add(value);
+    const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::fixed, digits);
+    all_.append(buffer.data(), end.ptr);
+    return *this;
+  }
+
+  /// Three digits that matter, and a unit: "1.23 ms", "45.6 s", "890 ns".
+  text& duration(std::chrono::nanoseconds time) {
+    constexpr std::array<std::string_view, 4> units{" ns", " us", " ms", " s"};
+    double value = static_cast<double>(time.count());
+    std::size_t unit = 0;
+    for (; unit + 1 < units.size() && std::abs(value) >= 999.5; ++unit) value /= 1000;
+    const double size = std::abs(value);
+    return fixed(value, unit == 0 || size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2).add(units[unit]);
+  }
+
+  /// Seconds with nanoseconds, exactly.
+  text& seconds(std::chrono::nanoseconds time) {
+    const std::int64_t count = time.count();
+    const std::uint64_t size = count < 0 ? -static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count);
+    std::string fraction = std::to_string(size % 1'000'000'000);
+    fraction.insert(0, 9 - fraction.size(), '0');
+    return add(count < 0 ? "-" : "", size / 1'000'000'000, ".", fraction);
+  }
+
+  /// `value` between quotation marks, as JSON wants it; bytes that are no ASCII pass through.
+  text& json(std::string_view value) {
+    add("\"");
+    for (const char each : value) {
+      const auto byte = static_cast<unsigned char>(each);
+      if (each == '"' || each == '\\') {
+        add("\\", std::string_view(&each, 1));
+      } else if (byte < 0x20 || byte == 0x7f) {
+        constexpr std::string_view digits = "0123456789abcdef";
+        add("\\u00", digits.substr(byte >> 4, 1), digits.substr(byte & 15, 1));
+      } else {
+        all_ += each;
+      }
+    }
+    return add("\"");
+  }
+
+  /// Blanks up to the column, counted from the last line's begin; at least one blank.
+  text& column(std::size_t where) {
+    const std::size_t line = all_.rfind('\n');
+    const std::size_t here = all_.size() - (line == std::string::npos ? 0 : line + 1);
+    all_.append(here < where ? where - here : 1, ' ');
+    return *this;
+  }
+
+  text& repeat(std::size_t count, char what) {
+    all_.append(count, what);
+    return *this;
+  }
+
+  const std::string& str() const noexcept { return all_; }
+  bool empty() const noexcept { return all_.empty(); }
+
+ private:
+  void put(std::string_view value) { all_ += value; }
+
+  template <std::integral Integer>
+  void put(Integer value) {
+    std::array<char, 24> buffer;
+    all_.append(buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr);
+  }
+
+  void put(double value) {
+    if (std::isnan(value)) return put(std::string_view("NaN"));
+    if (std::isinf(value)) return put(std::string_view(value < 0 ? "-Inf" : "+Inf"));
+    std::array<char, 40> buffer;
+    all_.append(buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr);
+  }
+
+  std::string all_;
+};
+
+}  // namespace cobatch::detail

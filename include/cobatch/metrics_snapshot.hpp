@@ -1,0 +1,429 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <iosfwd>
+#include <limits>
+#include <ostream>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <cobatch/detail/text.hpp>
+#include <cobatch/error.hpp>
+#include <cobatch/latency_histogram.hpp>
+
+namespace cobatch {
+
+/// `"timed_out"` for errc::timed_out: for labels and logs; "success" for errc{}.
+constexpr std::string_view name_of(errc code) noexcept;
+
+/// What holds a batch up, see metrics_snapshot::slowed_by().
+enum class bottleneck : std::uint8_t {
+  nothing,   ///< nothing but predict itself, as far as can be seen
+  input,     ///< samples do not come fast enough
+  consumer,  ///< results are not taken fast enough from a stream
+  rate,      ///< the rate limiter
+  limit,     ///< the cap on samples in flight: predict could do more at once
+  server,    ///< what predict calls has more in flight than it can use: each one takes longer, no more get done
+};
+
+/// A label for write_prometheus(): `{{"model", "mlp"}}`.
+struct metric_label {
+  std::string_view name;
+  std::string_view value;
+};
+
+/// What a batch_metrics has counted until some moment. Counts are totals over all batches it has observed.
+class metrics_snapshot {
+ public:
+  metrics_snapshot() = default;
+
+  /// Attempts that started while so many were in flight (from half of that up): how latency grows with load.
+  struct load_level {
+    std::uint64_t count = 0;
+    double in_flight = 0, latency = 0, squared_latency = 0;  // sums, of counts and nanoseconds
+  };
+
+  std::uint64_t samples = 0;    ///< with a final outcome
+  std::uint64_t succeeded = 0;  ///< of them, with a value
+  std::uint64_t failed = 0;     ///< of them, without
+  std::array<std::uint64_t, 24> outcomes{};  ///< by errc; [0]: succeeded
+  std::uint64_t not_started = 0;   ///< samples of batches that stopped before their turn
+  std::uint64_t attempts = 0;      ///< calls of predict that have started
+  std::uint64_t retries = 0;       ///< how often a sample was to be tried again
+  std::uint64_t hedges = 0;        ///< attempts that doubled another one
+  std::uint64_t late = 0;          ///< attempts that ended after their timeout
+  std::uint64_t taken = 0;         ///< results taken from streams
+  std::uint64_t at_limit = 0;      ///< attempts that started with at least 90 % of the limit in flight
+  std::uint64_t batches = 0;       ///< that have begun
+  std::uint64_t active_batches = 0;
+  std::uint64_t hook_failures = 0;  ///< exceptions that left observers of batches that have ended
+  std::uint64_t in_flight = 0;      ///< attempts that have started and not ended
+  std::size_t limit = std::numeric_limits<std::size_t>::max();  ///< the latest; max(): none
+
+  std::chrono::nanoseconds elapsed{};  ///< with at least one batch active, until the latest event
+  latency_histogram latency;           ///< of attempts, whatever they came to
+
+  // Sums over all samples.
+  std::chrono::nanoseconds running{}, waited_for_input{}, waited_for_permits{}, waited_for_rate{}, backed_off{},
+      waited_for_turn{}, waited_for_consumer{};
+  std::array<load_level, 40> load{};
+
+  std::uint64_t failed_with(errc code) const noexcept {
+    const auto at = static_cast<std::size_t>(code);
+    return at < outcomes.size() ? outcomes[at] : 0;
+  }
+  /// Samples with a final outcome per second.
+  double throughput() const noexcept { return per_second(static_cast<double>(samples)); }
+  /// How many attempts were in flight on average.
+  double mean_in_flight() const noexcept { return share(running); }
+
+  /// Counts of another one that observed other batches are added; its limit is taken.
+  void merge(const metrics_snapshot& other);
+
+  /// What holds the batch up. With T the time in which a batch was active, the first of these that holds:
+  /// - consumer: finished samples waited to be taken for T or more in all (on average at least one lay there), and
+  ///   fewer than half of the attempts started at the limit;
+  /// - input, rate: somebody waited for it for 60 % of T; the longer of the two;
+  /// - server: latency grows nearly in proportion to what is in flight (with the exponent 0.6 or more), by more than
+  ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
+  /// - limit: half of the attempts started with 90 % of the limit in flight, or somebody waited for permits for 60 % of T.
+  bottleneck slowed_by() const noexcept;
+  /// The same in a sentence, with the numbers it was concluded from and what to do.
+  std::string advice() const;
+
+  /// Prometheus text exposition, version 0.0.4. `prefix` begins every name. Errors: those of `os`.
+  void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch", std::span<const metric_label> labels = {}) const;
+  /// One JSON object on one line; times in seconds.
+  void write_json(std::ostream& os) const;
+  /// One screen for a person.
+  void write_summary(std::ostream& os) const;
+
+ private:
+  double per_second(double count) const noexcept {
+    return elapsed.count() > 0 ? count * 1e9 / static_cast<double>(elapsed.count()) : 0;
+  }
+  double share(std::chrono::nanoseconds time) const noexcept {
+    return elapsed.count() > 0 ? static_cast<double>(time.count()) / static_cast<double>(elapsed.count()) : 0;
+  }
+  struct growth {
+    const load_level* few = nullptr;  // null: it does not grow
+    const load_level* many = nullptr;
+  };
+  growth latency_growth() const noexcept;
+};
+
+// ---- Implementation ----
+
+constexpr std::string_view name_of(errc code) noexcept {
+  if (code == errc{}) return "success";
+  switch (code) {
+    case errc::exception: return "exception";
+    case errc::cancelled: return "cancelled";
+    case errc::not_started: return "not_started";
+    case errc::timed_out: return "timed_out";
+    case errc::deadline_exceeded: return "deadline_exceeded";
+    case errc::input_failed: return "input_failed";
+    case errc::executor_stopped: return "executor_stopped";
+    case errc::cost_exceeds_capacity: return "cost_exceeds_capacity";
+    case errc::would_deadlock: return "would_deadlock";
+    case errc::queue_timed_out: return "queue_timed_out";
+    case errc::queue_full: return "queue_full";
+    case errc::batch_size_mismatch: return "batch_size_mismatch";
+    case errc::callback_dropped: return "callback_dropped";
+    case errc::closed: return "closed";
+  }
+  return "other";
+}
+
+inline void metrics_snapshot::merge(const metrics_snapshot& other) {
+  for (auto count : {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,
+                     &metrics_snapshot::not_started, &metrics_snapshot::attempts, &metrics_snapshot::retries,
+                     &metrics_snapshot::hedges, &metrics_snapshot::late, &metrics_snapshot::taken,
+                     &metrics_snapshot::at_limit, &metrics_snapshot::batches, &metrics_snapshot::active_batches,
+                     &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
+    this->*count += other.*count;
+  }
+  for (auto time : {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
+                    &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate,
+                    &metrics_snapshot::backed_off, &metrics_snapshot::waited_for_turn,
+                    &metrics_snapshot::waited_for_consumer}) {
+    this->*time += other.*time;
+  }
+  for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
+  for (std::size_t i = 0; i < load.size(); ++i) {
+    load[i].count += other.load[i].count;
+    load[i].in_flight += other.load[i].in_flight;
+    load[i].latency += other.load[i].latency;
+    load[i].squared_latency += other.load[i].squared_latency;
+  }
+  limit = other.limit;
+  latency.merge(other.latency);
+}
+
+inline auto metrics_snapshot::latency_growth() const noexcept -> growth {
+  constexpr std::uint64_t enough = 3;
+  std::uint64_t all = 0;
+  for (const load_level& each : load) all += each.count;
+  const load_level* many = nullptr;  // the highest level at which a good part of the work is done
+  for (const load_level& each : load) {
+    if (each.count >= enough && each.count * 10 >= all) many = &each;
+  }
+  if (!many) return {};
+  const auto mean = [](const load_level& level, double sum) { return sum / static_cast<double>(level.count); };
+  const double most = mean(*many, many->in_flight);
+  const double slow = mean(*many, many->latency);
+  const double spread = std::sqrt(std::max(0.0, mean(*many, many->squared_latency) - slow * slow));
+  growth steepest;
+  double exponent = 0.6;
+  for (const load_level& few : load) {
+    if (&few == many) break;
+    if (few.count < enough || mean(few, few.in_flight) * 1.5 > most || few.latency <= 0) continue;
+    const double fast = mean(few, few.latency);
+    if (slow - fast <= 3 * spread / std::sqrt(static_cast<double>(few.count))) continue;
+    const double found = std::log(slow / fast) / std::log(most / mean(few, few.in_flight));
+    if (found >= exponent) {
+      exponent = found;
+      steepest = {&few, many};
+    }
+  }
+  return steepest;
+}
+
+inline bottleneck metrics_snapshot::slowed_by() const noexcept {
+  constexpr double most_of_the_time = 0.6;
+  if (attempts == 0 || elapsed.count() <= 0) return bottleneck::nothing;
+  const bool limited = at_limit * 2 >= attempts;
+  if (share(waited_for_consumer) >= 1 && !limited) return bottleneck::consumer;
+  if (std::max(share(waited_for_input), share(waited_for_rate)) >= most_of_the_time) {
+    return waited_for_input > waited_for_rate ? bottleneck::input : bottleneck::rate;
+  }
+  if (latency_growth().few) return bottleneck::server;
+  if (limited || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
+  return bottleneck::nothing;
+}
+
+inline std::string metrics_snapshot::advice() const {
+  detail::text out;
+  const auto percent = [&](double value) -> detail::text& { return out.fixed(100 * value, 0).add(" %"); };
+  const auto share_of = [](std::uint64_t part, std::uint64_t all) {
+    return all == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(all);
+  };
+  switch (slowed_by()) {
+    case bottleneck::nothing:
+      out.add("nothing but predict itself: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
+      if (limit != std::numeric_limits<std::size_t>::max()) out.add(" of ", limit);
+      out.add(", and they wait for nothing that was seen");
+      break;
+    case bottleneck::input:
+      out.add("the input: ");
+      percent(share(waited_for_input)).add(" of the time was spent waiting for the next sample; read ahead, or read faster");
+      break;
+    case bottleneck::consumer:
+      out.add("the consumer of the stream: on average ").fixed(share(waited_for_consumer), 1);
+      out.add(" results lay ready, and ").fixed(mean_in_flight(), 1).add(" samples were in flight; take results faster");
+      break;
+    case bottleneck::rate:
+      out.add("the rate limiter: ");
+      percent(share(waited_for_rate)).add(" of the time a sample waited for it, at ");
+      out.fixed(per_second(static_cast<double>(attempts)), 1).add(" attempts a second; ask for a higher rate");
+      break;
+    case bottleneck::server: {
+      const growth found = latency_growth();
+      const auto line = [&](const load_level& level) {
+        const auto count = static_cast<double>(level.count);
+        out.fixed(level.in_flight / count, 0).add(" in flight an attempt takes ");
+        out.duration(std::chrono::nanoseconds(static_cast<std::int64_t>(level.latency / count)));
+      };
+      out.add("what predict calls: with ");
+      line(*found.few);
+      out.add(", with ");
+      line(*found.many);
+      out.add("; a lower limit gets as much done. find_limit() tells which");
+      break;
+    }
+    case bottleneck::limit:
+      out.add("the limit: ");
+      percent(share_of(at_limit, attempts)).add(" of the attempts started with at least 90 % of ");
+      if (limit == std::numeric_limits<std::size_t>::max()) {
+        out.add("it");
+      } else {
+        out.add(limit);
+      }
+      out.add(" in flight, ");
+      percent(share(waited_for_permits)).add(" of the time was spent waiting for permits; raise it. find_limit() tells how far");
+      break;
+  }
+  return out.str();
+}
+
+inline void metrics_snapshot::write_prometheus(std::ostream& os, std::string_view prefix,
+                                               std::span<const metric_label> labels) const {
+  using namespace std::chrono_literals;
+  detail::text out;
+  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
+  const auto name = [&](std::string_view from, bool colons) {
+    std::string made;
+    for (const char c : from) {
+      const bool digit = c >= '0' && c <= '9';
+      if (digit && made.empty()) made += '_';
+      made += letter(c) || digit || (colons && c == ':') ? c : '_';
+    }
+    return made.empty() ? std::string("_") : made;
+  };
+  std::string common;
+  const auto label = [&](std::string_view label_name, std::string_view value) {
+    std::string made = name(label_name, false) + "=\"";
+    for (const char c : value) {
+      if (c == '\n') {
+        made += "\\n";
+      } else {
+        if (c == '"' || c == '\\') made += '\\';
+        made += c;
+      }
+    }
+    return made + '"';
+  };
+  for (const metric_label& each : labels) {
+    if (!common.empty()) common += ',';
+    common += label(each.name, each.value);
+  }
+  const std::string begin = prefix.empty() ? std::string() : name(prefix, true) + '_';
+  const auto family = [&](std::string_view what, std::string_view type, std::string_view help) {
+    out.add("# HELP ", begin, what, " ", help, "\n# TYPE ", begin, what, " ", type, "\n");
+  };
+  const auto value = [&](std::string_view what, const std::string& own, auto number) {
+    out.add(begin, what);
+    if (!common.empty() || !own.empty()) out.add("{", common, !common.empty() && !own.empty() ? "," : "", own, "}");
+    out.add(" ", number, "\n");
+  };
+  const auto counter = [&](std::string_view what, std::string_view help, std::uint64_t number) {
+    family(what, "counter", help);
+    value(what, {}, number);
+  };
+  const auto gauge = [&](std::string_view what, std::string_view help, double number) {
+    family(what, "gauge", help);
+    value(what, {}, number);
+  };
+  const auto seconds = [](std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e9; };
+
+  family("samples_total", "counter", "Samples with a final outcome.");
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    const std::string_view outcome = name_of(static_cast<errc>(i));
+    if (outcome != "other" || outcomes[i] != 0) value("samples_total", label("outcome", outcome), outcomes[i]);
+  }
+  counter("samples_not_started_total", "Samples of batches that stopped before their turn.", not_started);
+  counter("attempts_total", "Calls of predict that have started.", attempts);
+  counter("retries_total", "How often a sample was to be tried again.", retries);
+  counter("hedges_total", "Attempts that doubled another one.", hedges);
+  counter("late_attempts_total", "Attempts that ended after their timeout.", late);
+  counter("results_taken_total", "Results taken from streams.", taken);
+  counter("batches_total", "Batches that have begun.", batches);
+  counter("hook_failures_total", "Exceptions that left observers.", hook_failures);
+  gauge("batches_active", "Batches that have begun and not ended.", static_cast<double>(active_batches));
+  gauge("in_flight", "Attempts that have started and not ended.", static_cast<double>(in_flight));
+  gauge("limit", "How many samples may be in flight.",
+        limit == std::numeric_limits<std::size_t>::max() ? std::numeric_limits<double>::infinity()
+                                                         : static_cast<double>(limit));
+  family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.");
+  const auto wait = [&](std::string_view what, std::chrono::nanoseconds time) {
+    value("wait_seconds_total", label("for", what), seconds(time));
+  };
+  wait("input", waited_for_input);
+  wait("permits", waited_for_permits);
+  wait("rate", waited_for_rate);
+  wait("backoff", backed_off);
+  wait("turn", waited_for_turn);
+  wait("consumer", waited_for_consumer);
+
+  family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.");
+  constexpr std::array<std::chrono::nanoseconds, 24> bounds{
+      10us,  25us,  50us,  100us, 250us, 500us, 1ms, 2500us, 5ms, 10ms,   25ms, 50ms,
+      100ms, 250ms, 500ms, 1s,    2500ms, 5s,   10s, 25s,    50s, 100s, 250s, 500s};
+  for (const std::chrono::nanoseconds bound : bounds) {
+    value("attempt_duration_seconds_bucket", detail::text().add("le=\"", seconds(bound), "\"").str(), latency.count_up_to(bound));
+  }
+  value("attempt_duration_seconds_bucket", "le=\"+Inf\"", latency.count());
+  value("attempt_duration_seconds_sum", {}, latency.sum() / 1e9);
+  value("attempt_duration_seconds_count", {}, latency.count());
+  os << out.str();
+}
+
+inline void metrics_snapshot::write_json(std::ostream& os) const {
+  detail::text out;
+  const auto seconds = [](auto time) { return static_cast<double>(time.count()) / 1e9; };
+  out.add("{\"samples\":", samples, ",\"succeeded\":", succeeded, ",\"failed\":", failed, ",\"failed_by\":{");
+  const char* comma = "";
+  for (std::size_t i = 1; i < outcomes.size(); ++i) {
+    if (outcomes[i] != 0) out.add(std::exchange(comma, ",")).json(name_of(static_cast<errc>(i))).add(":", outcomes[i]);
+  }
+  out.add("},\"not_started\":", not_started, ",\"attempts\":", attempts, ",\"retries\":", retries, ",\"hedges\":", hedges,
+          ",\"late\":", late, ",\"taken\":", taken, ",\"batches\":", batches, ",\"active_batches\":", active_batches,
+          ",\"hook_failures\":", hook_failures, ",\"in_flight\":", in_flight, ",\"limit\":");
+  if (limit == std::numeric_limits<std::size_t>::max()) {
+    out.add("null");
+  } else {
+    out.add(limit);
+  }
+  out.add(",\"elapsed\":", seconds(elapsed), ",\"throughput\":", throughput(), ",\"latency\":{\"count\":", latency.count(),
+          ",\"mean\":", seconds(latency.mean()), ",\"min\":", seconds(latency.min()),
+          ",\"p50\":", seconds(latency.quantile(0.5)), ",\"p90\":", seconds(latency.quantile(0.9)),
+          ",\"p99\":", seconds(latency.quantile(0.99)), ",\"p999\":", seconds(latency.quantile(0.999)),
+          ",\"max\":", seconds(latency.max()), "},\"waited\":{\"input\":", seconds(waited_for_input),
+          ",\"permits\":", seconds(waited_for_permits), ",\"rate\":", seconds(waited_for_rate),
+          ",\"backoff\":", seconds(backed_off), ",\"turn\":", seconds(waited_for_turn),
+          ",\"consumer\":", seconds(waited_for_consumer), "},\"advice\":");
+  out.json(advice()).add("}\n");
+  os << out.str();
+}
+
+inline void metrics_snapshot::write_summary(std::ostream& os) const {
+  constexpr std::size_t tab = 12;
+  detail::text out;
+  out.add("samples").column(tab).add(samples, " in ").duration(elapsed).add(", ").fixed(throughput(), throughput() < 100 ? 1 : 0);
+  out.add(" a second: ", succeeded, " succeeded, ", failed, " failed");
+  if (not_started != 0) out.add(", ", not_started, " not started");
+  out.add("\n");
+  if (failed != 0) {
+    out.add("failures").column(tab);
+    const char* comma = "";
+    for (std::size_t i = 1; i < outcomes.size(); ++i) {
+      if (outcomes[i] != 0) out.add(std::exchange(comma, ", "), outcomes[i], " ", name_of(static_cast<errc>(i)));
+    }
+    out.add("\n");
+  }
+  out.add("attempts").column(tab).add(attempts, ": ", retries, " retries, ", hedges, " hedges, ", late, " late\n");
+  out.add("in flight").column(tab).add(in_flight, " now, ").fixed(mean_in_flight(), 1).add(" on average, limit ");
+  if (limit == std::numeric_limits<std::size_t>::max()) {
+    out.add("none\n");
+  } else {
+    out.add(limit, "\n");
+  }
+  out.add("latency").column(tab).add("p50 ").duration(latency.quantile(0.5)).add("  p90 ").duration(latency.quantile(0.9));
+  out.add("  p99 ").duration(latency.quantile(0.99)).add("  p99.9 ").duration(latency.quantile(0.999));
+  out.add("  max ").duration(latency.max()).add("\n");
+  out.add("waited for").column(tab);
+  const char* comma = "";
+  const auto wait = [&](std::string_view what, std::chrono::nanoseconds time, std::uint64_t count) {
+    if (time.count() <= 0 || count == 0) return;
+    out.add(std::exchange(comma, ", "), what, " ").duration(time / static_cast<std::int64_t>(count));
+  };
+  wait("input", waited_for_input, attempts);
+  wait("permits", waited_for_permits, attempts);
+  wait("rate", waited_for_rate, attempts);
+  wait("backoff", backed_off, retries);
+  wait("turn", waited_for_turn, taken);
+  wait("consumer", waited_for_consumer, taken);
+  out.add(*comma == '\0' ? "nothing\n" : " on average\n");
+  out.add("slowed by").column(tab).add(advice(), "\n");
+  os << out.str();
+}
+
+}  // namespace cobatch

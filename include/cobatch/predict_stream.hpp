@@ -1,0 +1,478 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <concepts>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <ranges>
+#include <stdexcept>
+#include <stop_token>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <cobatch/batch_engine.hpp>
+#include <cobatch/batch_options.hpp>
+#include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/config.hpp>
+#include <cobatch/detail/results.hpp>
+#include <cobatch/detail/source.hpp>
+#include <cobatch/error.hpp>
+#include <cobatch/executor.hpp>
+#include <cobatch/expected.hpp>
+#include <cobatch/sync_wait.hpp>
+
+namespace cobatch {
+
+/// In which order a stream gives its results.
+enum class result_order : unsigned char {
+  completion,  ///< as they are ready
+  input,       ///< in that of the samples
+};
+
+/// How a stream gives its results. A trivially copyable aggregate for designated initialisers.
+struct stream_options {
+  result_order order = result_order::completion;
+  /// Samples running, or finished and not yet taken. At least max_concurrency; 0: max_concurrency, or 256 if that is
+  /// unlimited.
+  std::size_t window = 0;
+};
+
+static_assert(std::is_trivially_copyable_v<stream_options>, "GCC 12 breaks any other aggregate inside co_await");
+
+/// What a stream gives: the outcome of one sample, and its number in the input.
+template <class Result>
+struct stream_item {
+  stream_item(std::size_t number, Result&& outcome) : index(number), result(std::move(outcome)) {}
+
+  std::size_t index;
+  Result result;  ///< an expected<T, E>
+};
+
+/// Anything whose `co_await source.next()` gives an optional sample, empty at the end.
+template <class Source>
+concept async_source = requires(std::remove_reference_t<Source>& source) {
+  { source.next() } -> detail::awaitable;
+  static_cast<bool>(std::declval<detail::await_result<decltype(source.next())>>());
+  *std::declval<detail::await_result<decltype(source.next())>>();
+};
+
+namespace detail {
+template <class Types>
+class stream_state;
+template <class State>
+class stream_next;
+template <class State>
+class stream_close;
+}  // namespace detail
+
+/// What predict_stream() returns; see there. Movable; one consumer at a time.
+template <class State>
+class [[nodiscard]] result_stream {
+ public:
+  /// The type of one sample's outcome, expected<T, E>, and of what next() gives.
+  using result = typename State::result;
+  using item = stream_item<result>;
+
+  explicit result_stream(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+  result_stream(result_stream&&) noexcept = default;
+  result_stream& operator=(result_stream&&) = delete;
+  /// Stops what is in flight. On a thread of no executor it waits for its end; on an executor's thread, which must not be
+  /// blocked, what is in flight ends by itself: await close() first, if predict refers to something that ends earlier.
+  ~result_stream() {
+    if (state_) State::abandon(std::move(state_));
+  }
+
+  /// `co_await stream.next()` gives an optional item: empty once the input has ended, or the stream was stopped, and all
+  /// that was started has been given. The first call starts the stream.
+  ///
+  /// Resumes: on the stream's executor, if it had to wait.
+  detail::stream_next<State> next() noexcept { return detail::stream_next<State>(*state_); }
+
+  /// `co_await stream.close()` stops the stream, drops what is left, and waits for what is in flight.
+  ///
+  /// Resumes: on the stream's executor, if it had to wait.
+  detail::stream_close<State> close() noexcept { return detail::stream_close<State>(*state_); }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+// ---- Implementation ----
+
+namespace detail {
+
+/// Outcomes on their way from many lanes to one consumer, in boxes that go round: at most `window` of them.
+///
+/// `finished_` is a stack of boxes that the consumer takes as a whole:
+///
+///     null / boxes ──push──> boxes                 any lane, compare-exchange
+///     null ──wait──> waiting                       the consumer, when it has suspended and found nothing to give
+///     waiting ──push──> null                       by one lane, which thereby owns the consumer's side until it has either
+///                                                  resumed the consumer or put `waiting` back
+///     boxes ──take──> null                         whoever owns the consumer's side
+///
+/// A push is release, a take is acquire: an outcome is seen by who takes its box. The consumer's side is handed over by
+/// the same operations.
+///
+/// `returned_` is a stack of empty boxes: pushed by the consumer's side, taken as a whole by the lane that reads the
+/// input. A lane that finds no box says so in starved_ and looks once more; the consumer returns a box and then looks
+/// at starved_; both seq_cst, so that one of them sees the other.
+template <class Types>
+class stream_state {
+ public:
+  using result = typename outcome_of<typename Types::source, typename Types::predict>::result;
+  using traits = typename outcome_of<typename Types::source, typename Types::predict>::traits;
+  using executor_type = typename Types::executor;
+
+  template <class Source>
+  stream_state(executor_type& ex, Source&& samples, typename Types::predict&& predict, const batch_options& options,
+               const stream_options& how, std::size_t window)
+      : ex_(ex),
+        in_order_(how.order == result_order::input),
+        boxes_left_(window),
+        source_(std::forward<Source>(samples)),
+        predict_(std::move(predict)),
+        engine_(ex, source_, predict_, *this, options, options.stop.token()) {}
+  stream_state(const stream_state&) = delete;
+  stream_state& operator=(const stream_state&) = delete;
+  ~stream_state() {
+    delete_all(finished_.load(std::memory_order_relaxed));
+    delete_all(returned_.load(std::memory_order_relaxed));
+    delete_all(empty_);
+    delete_all(ready_);
+    for (box* const each : early_) delete each;
+    delete reserved_;
+    delete end_;
+  }
+
+  // -- for the consumer, one call at a time --
+
+  /// Starts the engine if it has not been; then true: there is an item, or the end.
+  bool look() {
+    if (!started_) {
+      if (!end_) end_ = new box();
+      engine_.start(unlimited);
+      started_ = true;
+    }
+    return absorb();
+  }
+
+  /// The consumer has suspended. False: something has come in the meantime.
+  bool wait(std::coroutine_handle<> consumer) noexcept {
+    consumer_ = consumer;
+    return put_waiting();
+  }
+
+  std::optional<stream_item<result>> take() {
+    box* const first = ready_;
+    if (!first) return std::nullopt;
+    ready_ = first->next;
+    if (!ready_) last_ready_ = nullptr;
+    std::optional<stream_item<result>> item;
+    guarded([&] { item.emplace(first->index, std::move(first->slot)); },
+            [&] {
+              item.emplace(first->index, result(unexpect, error(errc::exception, std::current_exception())));
+            });
+    give_back(first);
+    return item;
+  }
+
+  /// Stops it and drops what is left. True: all is over.
+  bool close() {
+    discards_ = true;
+    if (!started_) return true;
+    drop_ready();
+    if (absorb()) return true;
+    engine_.request_stop(halt::closed);
+    engine_.wake();  // if it pauses, somebody must see that it has ended
+    return absorb();
+  }
+
+  /// The stream object goes.
+  static void abandon(std::unique_ptr<stream_state> self) {
+    if (!self->started_ || self->close()) return;
+    if (current_executor().blocks() == nullptr) {
+      sync_wait(stream_close<stream_state>(*self));
+      return;
+    }
+    stream_state* const orphan = self.release();
+    orphan->orphaned_ = true;
+    if (!orphan->put_waiting()) delete orphan;
+  }
+
+  // -- for batch_engine --
+
+  bool reserve() {
+    if (reserved_) return true;
+    for (;;) {
+      if (!empty_) empty_ = returned_.exchange(nullptr);
+      if (empty_) {
+        reserved_ = empty_;
+        empty_ = empty_->next;
+        return true;
+      }
+      if (boxes_left_ != 0) {
+        reserved_ = guarded([] { return new box(); }, []() -> box* { return nullptr; });
+        if (reserved_) {
+          --boxes_left_;
+          return true;
+        }
+      }
+      starved_.store(true);
+      if (returned_.load() == nullptr) return false;
+      starved_.store(false);
+    }
+  }
+
+  template <class Lane>
+  bool place(Lane& lane) noexcept {
+    box* const room = std::exchange(reserved_, nullptr);
+    room->index = lane.index;
+    lane.slot = &room->slot;
+    lane.room = room;
+    return true;
+  }
+
+  void settled(result*, std::size_t, void* room) noexcept { push(static_cast<box*>(room)); }
+
+  bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
+
+  void complete() noexcept { push(std::exchange(end_, nullptr)); }  // *this may be gone
+
+ private:
+  struct box {
+    result slot = result(unexpect, error(errc::not_started, {}, 0));
+    std::size_t index = unlimited;  // of the last one, which has no outcome
+    box* next = nullptr;
+  };
+
+  static bool later(const box* a, const box* b) noexcept { return a->index > b->index; }
+
+  static void delete_all(box* first) noexcept {
+    while (first && first != waiting()) delete std::exchange(first, first->next);
+  }
+
+  // No box has this address.
+  static box* waiting() noexcept { return reinterpret_cast<box*>(&waiting_mark_); }
+
+  void push(box* filled) noexcept {
+    box* top = finished_.load(std::memory_order_relaxed);
+    for (;;) {
+      if (top == waiting()) {
+        // acquire: pairs with the release in put_waiting(); the consumer's side is ours.
+        if (finished_.compare_exchange_weak(top, nullptr, std::memory_order_acquire, std::memory_order_relaxed)) break;
+        continue;
+      }
+      filled->next = top;
+      if (finished_.compare_exchange_weak(top, filled, std::memory_order_release, std::memory_order_relaxed)) return;
+    }
+    filled->next = nullptr;
+    accept(filled);
+    if (has_something() || !put_waiting()) resume_consumer();
+  }
+
+  /// For who owns the consumer's side and has found nothing. False: something has come; the side is still ours.
+  bool put_waiting() noexcept {
+    for (;;) {
+      box* none = nullptr;
+      if (finished_.compare_exchange_strong(none, waiting(), std::memory_order_acq_rel)) return true;
+      if (absorb()) return false;
+    }
+  }
+
+  void resume_consumer() noexcept {
+    if (orphaned_) {
+      delete this;
+      return;
+    }
+    executor_type& ex = ex_;
+    const std::coroutine_handle<> consumer = consumer_;
+    if (!execute_on(ex, consumer)) consumer.resume();  // *this may be gone
+  }
+
+  bool has_something() const noexcept { return ready_ != nullptr || over_; }
+
+  /// Takes in what has come; true: there is an item to give, or the end.
+  bool absorb() noexcept {
+    if (has_something()) return true;
+    // acquire: pairs with the release in push().
+    box* newest = finished_.exchange(nullptr, std::memory_order_acquire);
+    box* oldest = nullptr;
+    while (newest) {
+      box* const each = std::exchange(newest, newest->next);
+      each->next = std::exchange(oldest, each);
+    }
+    while (oldest) accept(std::exchange(oldest, oldest->next));
+    return has_something();
+  }
+
+  void accept(box* filled) noexcept {
+    if (filled->index == unlimited) {
+      over_ = true;
+      delete filled;
+      return;
+    }
+    if (discards_) {
+      give_back(filled);
+    } else if (!in_order_ || filled->index == next_index_) {
+      make_ready(filled);
+      while (!early_.empty() && early_.front()->index == next_index_) {
+        std::pop_heap(early_.begin(), early_.end(), later);
+        make_ready(std::exchange(early_.back(), nullptr));
+        early_.pop_back();
+      }
+    } else {
+      early_.push_back(filled);
+      std::push_heap(early_.begin(), early_.end(), later);
+    }
+  }
+
+  void make_ready(box* filled) noexcept {
+    ++next_index_;
+    filled->next = nullptr;
+    (last_ready_ ? last_ready_->next : ready_) = filled;
+    last_ready_ = filled;
+  }
+
+  void drop_ready() noexcept {
+    while (box* const first = ready_) {
+      ready_ = first->next;
+      give_back(first);
+    }
+    last_ready_ = nullptr;
+    for (box* const each : std::exchange(early_, {})) give_back(each);
+  }
+
+  void give_back(box* used) noexcept {
+    // Whoever comes next writes into a slot that holds an error.
+    guarded([&] { rewrite(used->slot, unexpect, error(errc::not_started, {}, 0)); }, [] {});
+    box* top = returned_.load(std::memory_order_relaxed);
+    do {
+      used->next = top;
+    } while (!returned_.compare_exchange_weak(top, used));
+    if (starved_.load() && starved_.exchange(false)) engine_.wake();
+  }
+
+  executor_type& ex_;
+  const bool in_order_;
+  alignas(box) static inline char waiting_mark_ = 0;
+
+  std::atomic<box*> finished_{nullptr};
+  std::atomic<box*> returned_{nullptr};
+  std::atomic<bool> starved_{false};
+
+  // The consumer's side.
+  std::coroutine_handle<> consumer_;
+  box* ready_ = nullptr;  // in the order in which they are given
+  box* last_ready_ = nullptr;
+  std::vector<box*> early_;  // input order: a heap of those whose turn has not come
+  std::size_t next_index_ = 0;
+  bool started_ = false;
+  bool discards_ = false;
+  bool orphaned_ = false;
+  bool over_ = false;
+
+  // Of the lane that reads the input.
+  box* reserved_ = nullptr;
+  box* empty_ = nullptr;
+  std::size_t boxes_left_;
+  box* end_ = nullptr;  // made beforehand, so that the end needs no memory
+
+  typename Types::source source_;
+  typename Types::predict predict_;
+  batch_engine<Types> engine_;
+};
+
+template <class State>
+class [[nodiscard]] stream_next {
+ public:
+  explicit stream_next(State& state) noexcept : state_(&state) {}
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> consumer) { return !state_->look() && state_->wait(consumer); }
+  std::optional<stream_item<typename State::result>> await_resume() { return state_->take(); }
+
+ private:
+  State* state_;
+};
+
+template <class State>
+class [[nodiscard]] stream_close {
+ public:
+  explicit stream_close(State& state) noexcept : state_(&state) {}
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> consumer) { return !state_->close() && state_->wait(consumer); }
+  void await_resume() const noexcept {}
+
+ private:
+  State* state_;
+};
+
+template <class Samples>
+struct stream_source;
+template <class Samples>
+  requires async_source<Samples>
+struct stream_source<Samples> {
+  using type = awaited_source<Samples>;
+  static Samples&& of(std::remove_reference_t<Samples>& samples) noexcept { return static_cast<Samples&&>(samples); }
+};
+template <class Samples>
+  requires(!async_source<Samples> && std::ranges::viewable_range<Samples>)
+struct stream_source<Samples> {
+  using type = pulled_source<std::views::all_t<Samples>>;
+  static auto of(std::remove_reference_t<Samples>& samples) {
+    return std::views::all(static_cast<Samples&&>(samples));
+  }
+};
+
+template <class Executor, class Samples, class Predict>
+struct stream_types {
+  using executor = Executor;
+  using source = typename stream_source<Samples>::type;
+  using predict = Predict;
+  using sink = stream_state<stream_types>;
+  static constexpr bool can_pause = true;
+};
+
+}  // namespace detail
+
+/// Calls `predict` for one sample after another and gives the outcomes one by one: for data that fits no memory, and for
+/// requests that never end. `while (auto item = co_await stream.next()) use(item->index, item->result);`
+///
+/// `samples` is any input range, or an asynchronous source: anything whose `co_await source.next()` gives an optional, such
+/// as another stream; so stages compose. Samples are read one at a time, when they can start: never more than
+/// max_concurrency are running, and never more than `window` are running or finished and not yet taken. A finished sample
+/// gives its permit back at once and keeps only its place in the window: a slow consumer stalls nothing in flight.
+///
+/// All batch_options apply; the deadline counts from the first next(). Stopped by one of them, the stream gives what was
+/// started, and ends. For predict, outcomes and errors see batch_predict().
+///
+/// Resumes: every predict starts on `ex`.
+/// Lifetime: an lvalue range or source is referred to, an rvalue is moved in; predict is kept until the last sample has
+/// ended. The executor, and what the options point to, must outlive the stream. A stream that was never asked does nothing.
+/// Errors: std::invalid_argument for options that make no sense.
+/// Allocates: its state, then one frame and one box for each sample in flight or in the window; none per sample.
+template <executor Executor, class Samples, class Predict>
+  requires(async_source<Samples> || (std::ranges::input_range<Samples> && std::ranges::viewable_range<Samples>))
+auto predict_stream(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {},
+                    stream_options how = {}) {
+  using types = detail::stream_types<Executor, Samples, std::decay_t<Predict>>;
+  using state = detail::stream_state<types>;
+  detail::check<Executor, typename state::traits>(options);
+  if (how.window == 0) how.window = options.max_concurrency == unlimited ? 256 : options.max_concurrency;
+  if (options.max_concurrency == unlimited) options.max_concurrency = how.window;
+  if (how.window < options.max_concurrency) {
+    detail::throw_or_fail<std::invalid_argument>(
+        "predict_stream: the window is smaller than max_concurrency: so many could never run");
+  }
+  return result_stream<state>(std::make_unique<state>(ex, detail::stream_source<Samples>::of(samples),
+                                                      std::decay_t<Predict>(std::forward<Predict>(predict)), options, how,
+                                                      how.window));
+}
+
+}  // namespace cobatch

@@ -1,0 +1,258 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <iostream>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include <cobatch/detail/config.hpp>
+#include <cobatch/detail/text.hpp>
+#include <cobatch/observer.hpp>
+
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+#if __has_include(<sys/ioctl.h>)
+#include <sys/ioctl.h>
+#endif
+
+namespace cobatch {
+
+/// Whether to draw over the last line, or to write plain ones.
+enum class progress_style : std::uint8_t {
+  automatic,  ///< draws where the stream is std::cerr or std::cout on a terminal and TERM is not "dumb"
+  draws,
+  lines,
+};
+
+/// How a progress_bar looks. A trivially copyable aggregate for designated initialisers.
+struct progress_options {
+  progress_style style = progress_style::automatic;
+  std::size_t width = 0;  ///< columns; 0: those of the terminal, or 80
+  bool colour = true;     ///< where it draws; a non-empty NO_COLOR in the environment turns it off
+  std::chrono::nanoseconds redraw = std::chrono::milliseconds(100);   ///< least time between two drawings
+  std::chrono::nanoseconds next_line = std::chrono::seconds(10);      ///< least time between two plain lines
+  std::chrono::nanoseconds (*clock)() = nullptr;                      ///< null: the steady clock
+};
+
+static_assert(std::is_trivially_copyable_v<progress_options>);
+
+/// Shows how far batches have come:
+///
+///     412/1000 [===========>                ]  41 %  3 failed  812/s  0:00:07 left
+///
+/// Where the stream is no terminal, a plain line at most every ten seconds, and one at the end.
+///
+///     progress_bar bar(images.size());   ... {.observer = &bar}
+///
+/// It may see several batches, one after another or at once; `total` is that of all of them. Without a total, it is the
+/// sum of what the batches know to have.
+/// Thread safety: hooks on any thread; one of them draws, the others do not wait for it.
+/// Lifetime: refers to the stream. The destructor ends a line that was left open.
+/// Errors: a bad stream is ignored.
+class progress_bar : public batch_observer {
+ public:
+  static constexpr std::size_t from_batches = 0;
+
+  explicit progress_bar(std::size_t total = from_batches, std::ostream& os = std::cerr, const progress_options& options = {})
+      : total_(total), total_given_(total != from_batches), os_(os), set_(resolve(options, os)), began_(now()), drawn_(began_) {}
+  progress_bar(const progress_bar&) = delete;
+  progress_bar& operator=(const progress_bar&) = delete;
+  ~progress_bar() override {
+    detail::guarded([&] { end_line(); }, [] {});
+  }
+
+  /// Draws now, unless another thread does.
+  void draw();
+
+  void batch_started(const batch_info& event) override;
+  void sample_finished(const sample_event& event) override;
+  void batch_ended(const batch_summary&) override;
+
+ private:
+  static progress_options resolve(progress_options options, const std::ostream& os);
+  static bool is_terminal(const std::ostream& os, std::size_t& width);
+  std::chrono::nanoseconds now() const {
+    return set_.clock ? set_.clock() : std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch());
+  }
+  bool draws() const noexcept { return set_.style == progress_style::draws; }
+  void draw_under_lock(std::chrono::nanoseconds at);
+  void end_line();
+  std::string line(std::chrono::nanoseconds at) const;
+
+  // Counts, ordering nothing: what is drawn may be a sample behind.
+  std::atomic<std::size_t> total_, done_{0}, failed_{0}, active_{0};
+  const bool total_given_;
+  std::ostream& os_;
+  const progress_options set_;
+  const std::chrono::nanoseconds began_;
+  std::atomic<std::int64_t> next_draw_{std::numeric_limits<std::int64_t>::min()};  // changed by whoever draws then
+
+  std::mutex mutex_;  // guards all below, and os_
+  std::chrono::nanoseconds drawn_;
+  std::size_t done_when_drawn_ = 0;
+  double rate_ = 0;           // samples a second, lately
+  std::size_t last_size_ = 0;  // of the line that is open; 0: none is
+  std::size_t written_ = std::numeric_limits<std::size_t>::max();  // done, in the last plain line
+};
+
+// ---- Implementation ----
+
+inline void progress_bar::batch_started(const batch_info& event) {
+  active_.fetch_add(1, std::memory_order_relaxed);
+  if (!total_given_ && event.samples != std::numeric_limits<std::size_t>::max()) {
+    total_.fetch_add(event.samples, std::memory_order_relaxed);
+  }
+  // The first drawing is not for the first sample, which says nothing about the rate.
+  std::int64_t none = std::numeric_limits<std::int64_t>::min();
+  const std::chrono::nanoseconds pause = draws() ? set_.redraw : set_.next_line;
+  next_draw_.compare_exchange_strong(none, (now() + pause).count(), std::memory_order_relaxed);
+}
+
+inline void progress_bar::sample_finished(const sample_event& event) {
+  if (!event.succeeded()) failed_.fetch_add(1, std::memory_order_relaxed);
+  done_.fetch_add(1, std::memory_order_relaxed);
+  const std::chrono::nanoseconds at = now();
+  std::int64_t due = next_draw_.load(std::memory_order_relaxed);
+  if (at.count() < due) return;
+  const std::chrono::nanoseconds pause = draws() ? set_.redraw : set_.next_line;
+  if (!next_draw_.compare_exchange_strong(due, (at + pause).count(), std::memory_order_relaxed)) return;
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock) draw_under_lock(at);
+}
+
+inline void progress_bar::batch_ended(const batch_summary&) {
+  if (active_.fetch_sub(1, std::memory_order_relaxed) != 1) return;
+  {
+    const std::lock_guard lock(mutex_);
+    draw_under_lock(now());
+  }
+  end_line();
+}
+
+inline void progress_bar::draw() {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock) draw_under_lock(now());
+}
+
+inline void progress_bar::draw_under_lock(std::chrono::nanoseconds at) {
+  const std::size_t done = done_.load(std::memory_order_relaxed);
+  if (!draws() && written_ == done) return;
+  // An average in which what is 5 s old counts a third; over the first seconds, the plain average.
+  const double passed = static_cast<double>((at - drawn_).count()) / 1e9;
+  const double so_far = static_cast<double>((at - began_).count()) / 1e9;
+  if (passed > 0) {
+    const double lately = static_cast<double>(done - std::min(done, done_when_drawn_)) / passed;
+    const double weight = std::max(1 - std::exp(-passed / 5), passed / so_far);
+    rate_ += weight * (lately - rate_);
+    drawn_ = at;
+    done_when_drawn_ = done;
+  }
+  std::string now_shown = line(at);
+  written_ = done;
+  if (!draws()) {
+    now_shown += '\n';
+    os_ << now_shown << std::flush;
+    return;
+  }
+  const std::size_t size = now_shown.size();
+  if (size < last_size_) now_shown.append(last_size_ - size, ' ');  // over the rest of the longer line before
+  last_size_ = size;
+  os_ << '\r' << now_shown << std::flush;
+}
+
+inline std::string progress_bar::line(std::chrono::nanoseconds at) const {
+  const std::size_t total = total_.load(std::memory_order_relaxed);
+  const std::size_t failed = failed_.load(std::memory_order_relaxed);
+  const std::size_t done = done_.load(std::memory_order_relaxed);
+  const auto clock_time = [](detail::text& out, double seconds) {
+    const auto whole = static_cast<std::uint64_t>(std::min(seconds, 3.5e6));  // 999 h at most
+    const auto two = [&](std::uint64_t value) { out.add(value < 10 ? ":0" : ":", value); };
+    out.add(whole / 3600);
+    two(whole / 60 % 60);
+    two(whole % 60);
+  };
+  const double share = total == 0 ? 0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
+  detail::text left, right;
+  left.add(done);
+  if (total != 0) {
+    left.add("/", total);
+    const std::string percent = detail::text().fixed(std::floor(100 * share), 0).str();
+    right.repeat(percent.size() < 3 ? 4 - percent.size() : 1, ' ').add(percent, " %");
+  }
+  std::size_t invisible = 0;
+  if (failed != 0) {
+    const bool red = draws() && set_.colour;
+    constexpr std::string_view on = "\x1b[31m", off = "\x1b[0m";
+    right.add("  ", red ? on : "", failed, " failed", red ? off : "");
+    if (red) invisible = on.size() + off.size();
+  }
+  right.add("  ").fixed(rate_, rate_ < 100 ? 1 : 0).add("/s  ");
+  if (total != 0 && done < total) {
+    if (rate_ > 0) {
+      clock_time(right, std::ceil(static_cast<double>(total - done) / rate_));
+      right.add(" left");
+    } else {
+      right.add("-:--:-- left");
+    }
+  } else {
+    clock_time(right, static_cast<double>((at - began_).count()) / 1e9);
+  }
+  if (draws() && total != 0) {
+    const std::size_t used = left.str().size() + right.str().size() - invisible + 4;  // " [", "]" and the last column
+    if (set_.width >= used + 4) {
+      const std::size_t room = std::min<std::size_t>(set_.width - used, 60);
+      const auto filled = static_cast<std::size_t>(share * static_cast<double>(room));
+      left.add(" [").repeat(filled, '=');
+      if (filled < room) left.add(">").repeat(room - filled - 1, ' ');
+      left.add("]");
+    }
+  }
+  return left.str() + right.str();
+}
+
+inline void progress_bar::end_line() {
+  const std::lock_guard lock(mutex_);
+  if (last_size_ == 0) return;
+  last_size_ = 0;
+  os_ << '\n' << std::flush;
+}
+
+inline progress_options progress_bar::resolve(progress_options options, const std::ostream& os) {
+  std::size_t width = 0;
+  if (options.style == progress_style::automatic) {
+    const char* const terminal = std::getenv("TERM");
+    const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
+    options.style = is_terminal(os, width) && !dumb ? progress_style::draws : progress_style::lines;
+  }
+  if (options.width == 0) options.width = width == 0 ? 80 : width;
+  const char* const no_colour = std::getenv("NO_COLOR");
+  if (no_colour != nullptr && *no_colour != '\0') options.colour = false;
+  return options;
+}
+
+/// False also where it cannot be found out.
+inline bool progress_bar::is_terminal([[maybe_unused]] const std::ostream& os, [[maybe_unused]] std::size_t& width) {
+#if __has_include(<unistd.h>)
+  const int file = os.rdbuf() == std::cerr.rdbuf() ? STDERR_FILENO : os.rdbuf() == std::cout.rdbuf() ? STDOUT_FILENO : -1;
+  if (file < 0 || ::isatty(file) == 0) return false;
+#if defined(TIOCGWINSZ)
+  winsize size{};
+  if (::ioctl(file, TIOCGWINSZ, &size) == 0) width = size.ws_col;
+#endif
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace cobatch
