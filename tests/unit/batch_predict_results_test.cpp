@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <ranges>
 #include <stdexcept>
@@ -64,11 +65,6 @@ struct user_error {
 static_assert(comes_to<expected<int, user_error>, expected<int, user_error>>);
 static_assert(comes_to<task<expected<void, user_error>>, expected<void, user_error>>);
 
-struct no_default {
-  explicit no_default(int x) : number(x) {}
-  int number;
-};
-
 struct not_assignable {
   explicit not_assignable(int x) : number(x) {}
   not_assignable(not_assignable&&) = default;
@@ -99,30 +95,26 @@ struct fragile {
 TEST_CASE("batch_predict: a result may be move-only, without default constructor, or without assignment") {
   simulation sim;
   const auto predict_all = [&](auto make) {
-    auto plain = sim.run(batch_predict(sim, three, make));
     auto later = sim.run(batch_predict(sim, three, [&](int x) -> task<decltype(make(x))> {
       co_await sim.schedule_after((3 - x) * 1ms);
       co_return make(x);
     }));
     auto pulled = sim.run(batch_predict(sim, numbers_below(3), make));
-    REQUIRE(values_in(plain) == 3);
     REQUIRE(values_in(later) == 3);
     REQUIRE(values_in(pulled) == 3);
     return later;
   };
   CHECK(**predict_all([](int x) { return std::make_unique<int>(x); })[2] == 2);
-  CHECK(predict_all([](int x) { return no_default(x); })[2]->number == 2);
   CHECK(predict_all([](int x) { return not_assignable(x); })[2]->number == 2);
   CHECK(predict_all([](int x) { return not_assignable_throwing(x); })[2]->number == 2);
 }
 
 TEST_CASE("batch_predict: an expected may hold what cannot be assigned") {
   simulation sim;
-  const auto results =
-      sim.run(batch_predict(sim, three, [](int x) -> task<expected<not_assignable, user_error>> {
-        if (x == 1) co_return unexpected(user_error("one"));
-        co_return expected<not_assignable, user_error>(std::in_place, x);
-      }));
+  const auto results = sim.run(batch_predict(sim, three, [](int x) -> task<expected<not_assignable, user_error>> {
+    if (x == 1) co_return unexpected(user_error("one"));
+    co_return expected<not_assignable, user_error>(std::in_place, x);
+  }));
   CHECK(results[0]->number == 0);
   CHECK(results[1].error().text == "one");
   CHECK(results[2]->number == 2);
@@ -131,8 +123,7 @@ TEST_CASE("batch_predict: an expected may hold what cannot be assigned") {
 TEST_CASE("batch_predict: a result that is a reference is copied") {
   simulation sim;
   std::vector<std::string> words{"a", "b", "c"};
-  const auto plain =
-      sim.run(batch_predict(sim, words, [](std::string& word) -> std::string& { return word; }));
+  const auto plain = sim.run(batch_predict(sim, words, [](std::string& word) -> std::string& { return word; }));
   const auto later =
       sim.run(batch_predict(sim, words, [](std::string& word) -> task<std::string&> { co_return word; }));
   CHECK(outline(plain) == "a b c");
@@ -169,7 +160,6 @@ TEST_CASE("batch_predict: an expected of the user's own error type passes throug
     CHECK(results.at(1).error().text == "one is not liked");
     CHECK(results.at(2).error().text == "exception");
   };
-  check(sim.run(batch_predict(sim, three, predict)));
   check(sim.run(batch_predict(sim, numbers_below(3), predict)));
   check(sim.run(batch_predict(sim, three, [&](int x) -> task<expected<std::string, user_error>> {
     co_await sim.schedule_after(1ms);
@@ -189,7 +179,7 @@ TEST_CASE("batch_predict: an expected of void passes through") {
 
 TEST_CASE("batch_predict: the exception of a predict is kept, and the others go on") {
   simulation sim;
-  const auto predict = [](int x) {
+  const std::function<int(int)> one_throws = [](int x) {
     if (x == 1) throw std::runtime_error("sample one");
     return x;
   };
@@ -198,34 +188,38 @@ TEST_CASE("batch_predict: the exception of a predict is kept, and the others go 
     CHECK_THROWS_WITH(std::rethrow_exception(results.at(1).error().exception), "sample one");
     CHECK(results.at(1).error().attempts == 1);
   };
+  std::function<task<int>(int)> predict;
   SECTION("no coroutine") {
-    check(sim.run(batch_predict(sim, three, predict)));
+    check(sim.run(batch_predict(sim, three, one_throws)));
   }
   SECTION("before its first suspension") {
-    check(sim.run(batch_predict(sim, three, [&](int x) -> task<int> { co_return predict(x); })));
+    predict = [&](int x) -> task<int> { co_return one_throws(x); };
+    check(sim.run(batch_predict(sim, three, predict)));
   }
   SECTION("later") {
-    check(sim.run(batch_predict(sim, three, [&](int x) -> task<int> {
+    predict = [&](int x) -> task<int> {
       co_await sim.schedule_after(x * 1ms);
-      co_return predict(x);
-    })));
+      co_return one_throws(x);
+    };
+    check(sim.run(batch_predict(sim, three, predict)));
   }
   SECTION("before there is a coroutine") {
     const auto coroutine = [](int x) -> task<int> { co_return x; };
-    check(sim.run(batch_predict(sim, three, [&](int x) {
-      predict(x);
+    predict = [&](int x) {
+      one_throws(x);
       return coroutine(x);
-    })));
+    };
+    check(sim.run(batch_predict(sim, three, predict)));
   }
   SECTION("what is thrown is no std::exception") {
-    const auto results = sim.run(batch_predict(sim, three, [](int x) {
-      if (x == 1) throw 42;
-    }));
-    CHECK(outline(results) == "value exception value");
+    const std::function<int(int)> throws_a_number = [](int x) { return x == 1 ? throw 42 : x; };
+    const auto results = sim.run(batch_predict(sim, three, throws_a_number));
+    CHECK(outline(results) == "0 exception 2");
     CHECK_THROWS_AS(std::rethrow_exception(results.at(1).error().exception), int);
   }
   SECTION("all of them") {
-    CHECK(outline(sim.run(batch_predict(sim, three, returns<int>))) == "exception exception exception");
+    const std::function<int(int)> all_throw = returns<int>;
+    CHECK(outline(sim.run(batch_predict(sim, three, all_throw))) == "exception exception exception");
   }
 }
 
@@ -251,30 +245,18 @@ TEST_CASE("batch_predict: a result whose copying or moving throws is that sample
   SECTION("of a plain reference") {
     CHECK(fail_at_each_point([&] { return run(three, model); }, check) >= 3);
   }
-  SECTION("of a plain value") {
-    CHECK(fail_at_each_point([&] { return run(three, [&](int x) -> fragile { return model(x); }); }, check) >=
-          3);
-  }
-  SECTION("of a task that refers") {
-    CHECK(fail_at_each_point(
-              [&] { return run(three, [&](int x) -> task<const fragile&> { co_return model(x); }); },
-              check) >= 3);
-  }
   SECTION("of a task") {
-    CHECK(fail_at_each_point([&] { return run(three, [&](int x) -> task<fragile> { co_return model(x); }); },
-                             check) >= 6);
+    CHECK(fail_at_each_point([&] { return run(three, [&](int x) -> task<fragile> { co_return model(x); }); }, check) >=
+          6);
   }
   SECTION("of an expected") {
-    CHECK(
-        fail_at_each_point(
-            [&] { return run(three, [&](int x) -> task<expected<fragile, error>> { co_return model(x); }); },
-            check) >= 6);
+    CHECK(fail_at_each_point(
+              [&] { return run(three, [&](int x) -> task<expected<fragile, error>> { co_return model(x); }); },
+              check) >= 6);
   }
   SECTION("into the vector, where the length of the input is not known") {
     CHECK(fail_at_each_point(
-              [&] {
-                return run(std::views::iota(0) | std::views::take_while([](int x) { return x < 3; }), model);
-              },
+              [&] { return run(std::views::iota(0) | std::views::take_while([](int x) { return x < 3; }), model); },
               check) >= 6);
   }
 }
@@ -308,6 +290,5 @@ TEST_CASE(
     CHECK(results[2].value() == 2);
   };
   CHECK(fail_at_each_point(run(three), check) == 4);
-  CHECK(fail_at_each_point(run(std::views::iota(0, 3) | std::views::filter([](int) { return true; })),
-                           check) == 4);
+  CHECK(fail_at_each_point(run(std::views::iota(0, 3) | std::views::filter([](int) { return true; })), check) == 4);
 }
