@@ -48,12 +48,6 @@
 
 namespace cobatch::detail {
 
-/// Whether T is an expected of any kind.
-template <class T>
-inline constexpr bool is_expected = false;
-template <class T, class E>
-inline constexpr bool is_expected<expected<T, E>> = true;
-
 /// The slot of a sample whose predict comes to Value.
 template <class Value>
 struct slot_of {
@@ -1105,7 +1099,7 @@ void batch_engine<Types>::store(lane& self, Value&&... outcome) {
   result& slot = *self.target;
   if constexpr (std::is_void_v<value>) {
     slot.emplace();
-  } else if constexpr (is_expected<value>) {
+  } else if constexpr (is_expected_v<value>) {
     rewrite(slot, std::forward<Value>(outcome)...);
     if (!slot.has_value()) {
       if constexpr (std::is_same_v<error_type, error>) {

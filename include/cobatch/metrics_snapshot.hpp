@@ -31,6 +31,7 @@ enum class bottleneck : std::uint8_t {
   consumer,  ///< results are not taken fast enough from a stream
   rate,      ///< the rate limiter
   limit,     ///< the cap on samples in flight: predict could do more at once
+  window,    ///< of an ordered stream: full of results that wait for an earlier one
   server,    ///< what predict calls has more in flight than it can use: each one takes longer, no more get done
 };
 
@@ -94,7 +95,8 @@ class metrics_snapshot {
   /// - input, rate: somebody waited for it for 60 % of T; the longer of the two;
   /// - server: latency grows nearly in proportion to what is in flight (with the exponent 0.6 or more), by more than
   ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
-  /// - limit: half of the attempts started with 90 % of the limit in flight, or somebody waited for permits for 60 % of T.
+  /// - limit: half of the attempts started with 90 % of the limit in flight, or somebody waited for permits for 60 % of T;
+  /// - window: what was in flight and what waited for an earlier result add up to 90 % of the limit.
   bottleneck slowed_by() const noexcept;
   /// The same in a sentence, with the numbers it was concluded from and what to do.
   std::string advice() const;
@@ -207,6 +209,10 @@ inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   }
   if (latency_growth().few) return bottleneck::server;
   if (limited || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
+  const bool capped = limit != std::numeric_limits<std::size_t>::max();
+  if (capped && share(waited_for_turn) > 0 && share(running + waited_for_turn) >= 0.9 * static_cast<double>(limit)) {
+    return bottleneck::window;
+  }
   return bottleneck::nothing;
 }
 
@@ -259,6 +265,10 @@ inline std::string metrics_snapshot::advice() const {
       }
       out.add(" in flight, ");
       percent(share(waited_for_permits)).add(" of the time was spent waiting for permits; raise it. find_limit() tells how far");
+      break;
+    case bottleneck::window:
+      out.add("the window of the ordered stream: on average ").fixed(mean_in_flight(), 1).add(" are in flight, and ");
+      out.fixed(share(waited_for_turn), 1).add(" have finished and wait for an earlier one; raise .window, or take results as they come");
       break;
   }
   return out.str();

@@ -404,7 +404,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
 
   template <class Results>
   void use(slot& self, Results&& results) {
-    if constexpr (is_expected<std::remove_cvref_t<Results>>) {
+    if constexpr (is_expected_v<std::remove_cvref_t<Results>>) {
       if (results) return use(self, *static_cast<Results&&>(results));
       fail_batch(self, error(static_cast<Results&&>(results).error()));
     } else {

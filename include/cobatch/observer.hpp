@@ -77,7 +77,7 @@ struct retry_event {
 struct sample_event {
   std::uint64_t batch = 0;
   std::size_t index = 0;
-  std::uint32_t attempts = 1;  ///< made in all; 0: it came to its end before the first one
+  std::uint32_t attempts = 1;  ///< made in all; 0: it came to its end before the first one, or it is taken
   errc failure{};              ///< why it has no value; errc{}: it has one
   std::chrono::nanoseconds at{};
   std::chrono::nanoseconds
@@ -87,7 +87,7 @@ struct sample_event {
   bool succeeded() const noexcept { return failure == errc{}; }
 };
 
-/// A batch has ended: the last thing that is told of it.
+/// A batch has ended: the last thing that is told of it, but for results that are still taken from a stream.
 struct batch_summary {
   std::uint64_t batch = 0;
   std::size_t finished = 0;         ///< samples of which sample_finished() told

@@ -11,11 +11,6 @@
 
 namespace cobatch::detail {
 
-template <class T>
-inline constexpr bool is_expected = false;
-template <class T, class E>
-inline constexpr bool is_expected<expected<T, E>> = true;
-
 /// Something with size() and [], such as a vector.
 template <class Results>
 concept many = requires(Results& results, std::size_t index) {
@@ -40,7 +35,7 @@ struct many_results<Results, Outcome> {
   static constexpr bool moves = std::is_lvalue_reference_v<element> && !std::is_lvalue_reference_v<Results> &&
                                 !std::ranges::enable_borrowed_range<std::remove_cv_t<plain>>;
   using taken = std::conditional_t<moves, std::remove_reference_t<element>&&, element>;
-  static constexpr bool elements_are_outcomes = is_expected<std::remove_cvref_t<element>>;
+  static constexpr bool elements_are_outcomes = is_expected_v<std::remove_cvref_t<element>>;
 
   static constexpr bool fits() {
     if constexpr (elements_are_outcomes) {
