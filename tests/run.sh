@@ -103,6 +103,10 @@ install_needs() {
   if [[ $all == *BENCHMARKS=ON* ]] && ! command -v valgrind >/dev/null; then
     install_packages valgrind || warn "Instructions and allocations per sample are not guarded."
   fi
+  # Optional, and not for everybody's machine: the package comes with a server.
+  if [[ -n $strict ]] && ! command -v promtool >/dev/null; then
+    install_packages prometheus || warn "The Prometheus text is not checked by promtool."
+  fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)
     version=19

@@ -213,6 +213,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
       !std::is_rvalue_reference_v<typename traits::argument> && std::is_move_constructible_v<cell_type>;
 
   static constexpr std::uint64_t enough_latencies = 20;  // before a quantile of them means something
+  static constexpr std::chrono::nanoseconds shortest_look = std::chrono::milliseconds(1);
 
   struct no_wait {};
   static auto rate_wait_type() {
@@ -412,7 +413,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
 template <class Types>
 batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_type& predict, sink_type& sink,
                                   const batch_options& options, std::stop_token stop)
-    : core(options.max_concurrency),
+    : core(weighs ? options.max_concurrency : std::min(options.max_concurrency, options.max_weight)),
       ex_(ex),
       predict_(predict),
       source_(samples),
@@ -512,6 +513,7 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
       case claim::no_room: return supply::none;
       case claim::elsewhere: return supply::contended;
     }
+    self.attempts = 1;  // nobody else counts them here
   } else {
     const supply prepared = prepare(here, self, mark);
     if (prepared == supply::lost) current = nullptr;  // self may be gone
@@ -1699,20 +1701,29 @@ std::chrono::nanoseconds batch_engine<Types>::next_event(std::chrono::nanosecond
   std::chrono::nanoseconds next = std::min({deadline_, queue_deadline_, retries_.next_due(no_timeout)});
   std::chrono::nanoseconds from_now = no_timeout;
   bool waits = queue_deadline_ != no_timeout;
+  bool told = false;  // of what begins next, as looking after each delay would be too often
+  const auto look_after = [&](std::chrono::nanoseconds delay) {
+    if (delay < shortest_look) {
+      told = true;
+    } else {
+      from_now = std::min(from_now, later(now, delay));
+    }
+  };
   const auto consider = [&](std::chrono::nanoseconds delay, auto* oldest) {
     if (oldest) {
       next = std::min(next, later(static_cast<lane*>(oldest)->started, delay));
       waits = true;
     } else {
-      from_now = std::min(from_now, later(now, delay));
+      look_after(delay);
     }
   };
   if (options_.timeout != no_timeout) consider(options_.timeout, with_timeout_.first());
-  if (options_.queue_timeout != no_timeout) from_now = std::min(from_now, later(now, options_.queue_timeout));
-  if (hedges_on_ && !hedge_wanted_.load(std::memory_order_relaxed)) consider(hedge_delay(), unhedged_.first());
-  dormant_ = !waits && looked_in_vain_;
+  if (options_.queue_timeout != no_timeout) look_after(options_.queue_timeout);
+  if (hedges_on_ && !halted() && !hedge_wanted_.load(std::memory_order_relaxed)) consider(hedge_delay(), unhedged_.first());
+  const bool in_vain_again = !waits && looked_in_vain_;
   looked_in_vain_ = !waits;
-  return dormant_ ? next : std::min(next, from_now);
+  dormant_ = in_vain_again || told;
+  return in_vain_again ? next : std::min(next, from_now);
 }
 
 template <class Types>

@@ -11,10 +11,17 @@
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/find_limit.hpp>
+#include <cobatch/in_flight.hpp>
+#include <cobatch/latency_histogram.hpp>
+#include <cobatch/log_observer.hpp>
+#include <cobatch/metrics.hpp>
+#include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/micro_batch_options.hpp>
 #include <cobatch/micro_batcher.hpp>
 #include <cobatch/observer.hpp>
 #include <cobatch/predict_stream.hpp>
+#include <cobatch/progress_bar.hpp>
 #include <cobatch/rate_limiter.hpp>
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
@@ -22,4 +29,5 @@
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>
+#include <cobatch/trace.hpp>
 #include <cobatch/version.hpp>

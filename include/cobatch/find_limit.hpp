@@ -39,7 +39,7 @@ struct find_limit_options {
   std::span<const std::size_t> limits{};  ///< these and no others, where given; they must live until the end
   std::size_t samples_per_limit = 0;      ///< 0: 200, or 20 times the limit if that is more
   std::chrono::nanoseconds time_per_limit = std::chrono::seconds(2);  ///< no sample starts later than that
-  double tolerance = 0.05;  ///< so much less throughput than the best is still good enough
+  double tolerance = 0.05;                        ///< so much less throughput than the best is still good enough
   std::chrono::nanoseconds max_p99 = no_timeout;  ///< a limit with a higher p99 is not good enough
   batch_options batch = {};  ///< for each of the batches; max_concurrency and observer are set by find_limit()
 };
@@ -149,7 +149,8 @@ class step_meter final : public batch_metrics {
       per_second = static_cast<double>(starts_ - limit_) * 1e9 / static_cast<double>((last_ - full_).count());
       if (seen.attempts != 0) per_second *= static_cast<double>(seen.samples) / static_cast<double>(seen.attempts);
     }
-    if (seen.samples != 0) step.throughput = per_second * static_cast<double>(seen.succeeded) / static_cast<double>(seen.samples);
+    if (seen.samples != 0)
+      step.throughput = per_second * static_cast<double>(seen.succeeded) / static_cast<double>(seen.samples);
     return step;
   }
 
@@ -221,8 +222,9 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
 
   // Stoppable like predict itself.
   const auto call = [&predict]<class... Token>(sample* const& each, Token... token) -> decltype(auto)
-    requires(sizeof...(Token) == 0 ? std::is_invocable_v<Predict&, sample&> && !std::is_invocable_v<Predict&, sample&, std::stop_token>
-                                   : std::is_invocable_v<Predict&, sample&, Token...>)
+    requires(sizeof...(Token) == 0
+                 ? std::is_invocable_v<Predict&, sample&> && !std::is_invocable_v<Predict&, sample&, std::stop_token>
+                 : std::is_invocable_v<Predict&, sample&, Token...>)
   { return std::invoke(predict, *each, std::move(token)...); };
 
   detail::limit_search search(options);
@@ -237,7 +239,8 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
     const std::chrono::nanoseconds begin = detail::now_of(ex);
     const auto in_time = [&](std::size_t) { return detail::now_of(ex) - begin < options.time_per_limit; };
     const auto choose = [&](std::size_t i) { return all[i % all.size()]; };
-    auto input = std::views::iota(std::size_t{0}, count) | std::views::take_while(in_time) | std::views::transform(choose);
+    auto input =
+        std::views::iota(std::size_t{0}, count) | std::views::take_while(in_time) | std::views::transform(choose);
     auto batch = batch_predict(ex, std::move(input), call, step);
     co_await std::move(batch);
     if (stop.stop_requested()) break;
@@ -249,7 +252,8 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
 template <std::ranges::forward_range Latencies>
   requires std::is_convertible_v<std::ranges::range_reference_t<const Latencies>, std::chrono::nanoseconds>
 limit_report simulate_limits(const Latencies& latencies, std::size_t server_slots, find_limit_options options) {
-  if (server_slots == 0) detail::throw_or_fail<std::invalid_argument>("simulate_limits: a server with no slots serves nobody");
+  if (server_slots == 0)
+    detail::throw_or_fail<std::invalid_argument>("simulate_limits: a server with no slots serves nobody");
   options.time_per_limit = no_timeout;
   std::vector<std::chrono::nanoseconds> samples(std::ranges::begin(latencies), std::ranges::end(latencies));
   simulation sim;
@@ -263,7 +267,7 @@ limit_report simulate_limits(const Latencies& latencies, std::size_t server_slot
 
 inline limit_report::limit_report(std::vector<limit_step> steps, double tolerance, std::chrono::nanoseconds max_p99)
     : steps_(std::move(steps)) {
-  std::stable_sort(steps_.begin(), steps_.end(), [](const limit_step& a, const limit_step& b) { return a.limit < b.limit; });
+  std::sort(steps_.begin(), steps_.end(), [](const limit_step& a, const limit_step& b) { return a.limit < b.limit; });
   double best = 0;
   for (const limit_step& each : steps_) {
     if (each.p99 <= max_p99) best = std::max(best, each.throughput);

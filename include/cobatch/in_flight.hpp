@@ -37,7 +37,9 @@ class in_flight_recorder : public batch_observer {
 
   /// Writes a line for each batch, and one for each of its samples and waits, the oldest first, at most `most` for each batch.
   void dump(std::ostream& os, std::size_t most = 50) const {
-    dump_at(os, std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()), most);
+    dump_at(os,
+            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()),
+            most);
   }
   /// The same for an executor with a clock of its own: `now` is its time since its epoch.
   void dump_at(std::ostream& os, std::chrono::nanoseconds now, std::size_t most = 50) const;
@@ -111,7 +113,7 @@ inline void in_flight_recorder::attempt_started(const attempt_event& event) {
 
 inline void in_flight_recorder::sample_retried(const retry_event& event) {
   const std::lock_guard lock(mutex_);
-  sleeping_[{event.batch, event.index}] = {event.batch,  event.index, event.attempts + 1,
+  sleeping_[{event.batch, event.index}] = {event.batch,   event.index, event.attempts + 1,
                                            doing::sleeps, event.at,    event.at + event.delay};
 }
 
@@ -144,7 +146,7 @@ inline void in_flight_recorder::dump_at(std::ostream& os, std::chrono::nanosecon
   detail::text out;
   if (batches.empty()) out.add("no batch is active\n");
   for (const auto& [number, batch] : batches) {
-    const auto here = [number = number](const entry& each) { return each.batch == number; };
+    const auto here = [wanted = number](const entry& each) { return each.batch == wanted; };
     const auto begin = std::find_if(all.begin(), all.end(), here);
     const auto end = std::find_if_not(begin, all.end(), here);
     const auto running = std::count_if(begin, end, [](const entry& each) { return each.what == doing::runs; });
@@ -167,10 +169,18 @@ inline void in_flight_recorder::dump_at(std::ostream& os, std::chrono::nanosecon
       }
       if (each->attempt != 0) out.add(", attempt ", each->attempt);
       switch (each->what) {
-        case doing::runs: out.add(": in predict"); break;
-        case doing::waits_for_input: out.add(": waits for the input"); break;
-        case doing::waits_for_permits: out.add(": waits for permits"); break;
-        case doing::waits_for_rate: out.add(": waits for the rate limiter"); break;
+        case doing::runs:
+          out.add(": in predict");
+          break;
+        case doing::waits_for_input:
+          out.add(": waits for the input");
+          break;
+        case doing::waits_for_permits:
+          out.add(": waits for permits");
+          break;
+        case doing::waits_for_rate:
+          out.add(": waits for the rate limiter");
+          break;
         case doing::sleeps:
           if (each->until > now) {
             out.add(": sleeps, for another ").duration(each->until - now).add(",");

@@ -121,7 +121,8 @@ class log_observer : public batch_observer {
 class stream_log : public log_observer {
  public:
   explicit stream_log(std::ostream& os, const log_options& options = {})
-      : log_observer([this](log_level level, std::string_view event, std::span<const log_field> all) { write(level, event, all); },
+      : log_observer([this](log_level level, std::string_view event,
+                            std::span<const log_field> all) { write(level, event, all); },
                      options),
         os_(os) {}
   stream_log(const stream_log&) = delete;
@@ -197,7 +198,9 @@ inline void log_observer::attempt_ended(const attempt_event& event) {
 inline void log_observer::sample_retried(const retry_event& event) {
   if (!wanted(log_level::warning)) return;
   fields what;
-  what.add("batch", event.batch).add("sample", std::uint64_t{event.index}).add("attempts", std::uint64_t{event.attempts});
+  what.add("batch", event.batch)
+      .add("sample", std::uint64_t{event.index})
+      .add("attempts", std::uint64_t{event.attempts});
   what.add_if_failed(event.failure).add("delay", event.delay);
   tell(log_level::warning, "sample_retried", what, event.at);
 }
@@ -206,7 +209,9 @@ inline void log_observer::sample_finished(const sample_event& event) {
   const log_level level = event.succeeded() ? log_level::debug : log_level::error;
   if (!wanted(level)) return;
   fields what;
-  what.add("batch", event.batch).add("sample", std::uint64_t{event.index}).add("attempts", std::uint64_t{event.attempts});
+  what.add("batch", event.batch)
+      .add("sample", std::uint64_t{event.index})
+      .add("attempts", std::uint64_t{event.attempts});
   what.add_if_failed(event.failure);
   tell(level, "sample_finished", what, event.at);
 }

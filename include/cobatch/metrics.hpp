@@ -45,7 +45,8 @@ class batch_metrics : public batch_observer {
   metrics_snapshot snapshot() const;
 
   /// See metrics_snapshot.
-  void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch", std::span<const metric_label> labels = {}) const {
+  void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch",
+                        std::span<const metric_label> labels = {}) const {
     snapshot().write_prometheus(os, prefix, labels);
   }
   void write_json(std::ostream& os) const { snapshot().write_json(os); }
@@ -93,9 +94,11 @@ class batch_metrics : public batch_observer {
     ~shard() { delete latencies.load(std::memory_order_relaxed); }
 
     std::atomic<const void*> owner{nullptr};  // set once, by its owner, who alone needs to see it
-    std::atomic<buckets*> latencies{nullptr};  // set once by the owner (release); read (acquire) by snapshot(), and by heirs
+    std::atomic<buckets*> latencies{
+        nullptr};  // set once by the owner (release); read (acquire) by snapshot(), and by heirs
     count started, ended, hedges, late, retries, taken, at_limit;
-    time running, waited_for_input, waited_for_permits, waited_for_rate, backed_off, waited_for_turn, waited_for_consumer;
+    time running, waited_for_input, waited_for_permits, waited_for_rate, backed_off, waited_for_turn,
+        waited_for_consumer;
     count shortest{~std::uint64_t{0}}, longest;
     time latest;
     own<std::size_t> limit{std::numeric_limits<std::size_t>::max()};
@@ -113,7 +116,8 @@ class batch_metrics : public batch_observer {
   void write(Report&& report) {
     const void* const self = &detail::this_thread_number_plus_one;
     shard& here = shards_[detail::this_thread_number() & (shard_count_ - 1)];
-    if (here.owner.load(std::memory_order_relaxed) == self) [[likely]] return report(here);
+    if (here.owner.load(std::memory_order_relaxed) == self) [[likely]]
+      return report(here);
     write_elsewhere(self, report);
   }
   template <class Report>
@@ -165,7 +169,8 @@ inline void batch_metrics::attempt_ended(const attempt_event& event) {
     if (event.waited_for_rate.count() != 0) here.waited_for_rate += event.waited_for_rate.count();
     if (here.latest.get() < event.at.count()) here.latest = event.at.count();
     here.limit = event.limit;
-    if (event.limit != std::numeric_limits<std::size_t>::max() && event.in_flight * 10 >= event.limit * 9) here.at_limit += 1;
+    if (event.limit != std::numeric_limits<std::size_t>::max() && event.in_flight * 10 >= event.limit * 9)
+      here.at_limit += 1;
 
     const auto latency = static_cast<std::uint64_t>(std::max<std::int64_t>(event.ran.count(), 0));
     // What fails at once says nothing about how fast the server is.
@@ -246,8 +251,8 @@ inline metrics_snapshot batch_metrics::snapshot() const {
       all.load[k].squared_latency += each.load[k].squared_latency.get();
     }
     if (const buckets* const latencies = each.latencies.load(std::memory_order_acquire)) {
-      all.latency.counts_.add([&](std::size_t k) { return (*latencies)[k].get(); }, static_cast<double>(each.running.get()),
-                              each.shortest.get(), each.longest.get());
+      all.latency.counts_.add([&](std::size_t k) { return (*latencies)[k].get(); },
+                              static_cast<double>(each.running.get()), each.shortest.get(), each.longest.get());
     }
     if (nanoseconds(each.latest.get()) > latest) {
       latest = nanoseconds(each.latest.get());

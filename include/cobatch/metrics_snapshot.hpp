@@ -15,6 +15,7 @@
 #include <string_view>
 #include <utility>
 
+#include <cobatch/detail/prometheus_text.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/latency_histogram.hpp>
@@ -52,18 +53,18 @@ class metrics_snapshot {
     double in_flight = 0, latency = 0, squared_latency = 0;  // sums, of counts and nanoseconds
   };
 
-  std::uint64_t samples = 0;    ///< with a final outcome
-  std::uint64_t succeeded = 0;  ///< of them, with a value
-  std::uint64_t failed = 0;     ///< of them, without
+  std::uint64_t samples = 0;                 ///< with a final outcome
+  std::uint64_t succeeded = 0;               ///< of them, with a value
+  std::uint64_t failed = 0;                  ///< of them, without
   std::array<std::uint64_t, 24> outcomes{};  ///< by errc; [0]: succeeded
-  std::uint64_t not_started = 0;   ///< samples of batches that stopped before their turn
-  std::uint64_t attempts = 0;      ///< calls of predict that have started
-  std::uint64_t retries = 0;       ///< how often a sample was to be tried again
-  std::uint64_t hedges = 0;        ///< attempts that doubled another one
-  std::uint64_t late = 0;          ///< attempts that ended after their timeout
-  std::uint64_t taken = 0;         ///< results taken from streams
-  std::uint64_t at_limit = 0;      ///< attempts that started with at least 90 % of the limit in flight
-  std::uint64_t batches = 0;       ///< that have begun
+  std::uint64_t not_started = 0;             ///< samples of batches that stopped before their turn
+  std::uint64_t attempts = 0;                ///< calls of predict that have started
+  std::uint64_t retries = 0;                 ///< how often a sample was to be tried again
+  std::uint64_t hedges = 0;                  ///< attempts that doubled another one
+  std::uint64_t late = 0;                    ///< attempts that ended after their timeout
+  std::uint64_t taken = 0;                   ///< results taken from streams
+  std::uint64_t at_limit = 0;                ///< attempts that started with at least 90 % of the limit in flight
+  std::uint64_t batches = 0;                 ///< that have begun
   std::uint64_t active_batches = 0;
   std::uint64_t hook_failures = 0;  ///< exceptions that left observers of batches that have ended
   std::uint64_t in_flight = 0;      ///< attempts that have started and not ended
@@ -102,13 +103,15 @@ class metrics_snapshot {
   std::string advice() const;
 
   /// Prometheus text exposition, version 0.0.4. `prefix` begins every name. Errors: those of `os`.
-  void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch", std::span<const metric_label> labels = {}) const;
+  void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch",
+                        std::span<const metric_label> labels = {}) const;
   /// One JSON object on one line; times in seconds.
   void write_json(std::ostream& os) const;
   /// One screen for a person.
   void write_summary(std::ostream& os) const;
 
  private:
+  bool limited() const noexcept { return limit != std::numeric_limits<std::size_t>::max(); }
   double per_second(double count) const noexcept {
     return elapsed.count() > 0 ? count * 1e9 / static_cast<double>(elapsed.count()) : 0;
   }
@@ -127,20 +130,34 @@ class metrics_snapshot {
 constexpr std::string_view name_of(errc code) noexcept {
   if (code == errc{}) return "success";
   switch (code) {
-    case errc::exception: return "exception";
-    case errc::cancelled: return "cancelled";
-    case errc::not_started: return "not_started";
-    case errc::timed_out: return "timed_out";
-    case errc::deadline_exceeded: return "deadline_exceeded";
-    case errc::input_failed: return "input_failed";
-    case errc::executor_stopped: return "executor_stopped";
-    case errc::cost_exceeds_capacity: return "cost_exceeds_capacity";
-    case errc::would_deadlock: return "would_deadlock";
-    case errc::queue_timed_out: return "queue_timed_out";
-    case errc::queue_full: return "queue_full";
-    case errc::batch_size_mismatch: return "batch_size_mismatch";
-    case errc::callback_dropped: return "callback_dropped";
-    case errc::closed: return "closed";
+    case errc::exception:
+      return "exception";
+    case errc::cancelled:
+      return "cancelled";
+    case errc::not_started:
+      return "not_started";
+    case errc::timed_out:
+      return "timed_out";
+    case errc::deadline_exceeded:
+      return "deadline_exceeded";
+    case errc::input_failed:
+      return "input_failed";
+    case errc::executor_stopped:
+      return "executor_stopped";
+    case errc::cost_exceeds_capacity:
+      return "cost_exceeds_capacity";
+    case errc::would_deadlock:
+      return "would_deadlock";
+    case errc::queue_timed_out:
+      return "queue_timed_out";
+    case errc::queue_full:
+      return "queue_full";
+    case errc::batch_size_mismatch:
+      return "batch_size_mismatch";
+    case errc::callback_dropped:
+      return "callback_dropped";
+    case errc::closed:
+      return "closed";
   }
   return "other";
 }
@@ -153,10 +170,10 @@ inline void metrics_snapshot::merge(const metrics_snapshot& other) {
                      &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
     this->*count += other.*count;
   }
-  for (auto time : {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
-                    &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate,
-                    &metrics_snapshot::backed_off, &metrics_snapshot::waited_for_turn,
-                    &metrics_snapshot::waited_for_consumer}) {
+  for (auto time :
+       {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
+        &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate, &metrics_snapshot::backed_off,
+        &metrics_snapshot::waited_for_turn, &metrics_snapshot::waited_for_consumer}) {
     this->*time += other.*time;
   }
   for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
@@ -202,15 +219,14 @@ inline auto metrics_snapshot::latency_growth() const noexcept -> growth {
 inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   constexpr double most_of_the_time = 0.6;
   if (attempts == 0 || elapsed.count() <= 0) return bottleneck::nothing;
-  const bool limited = at_limit * 2 >= attempts;
-  if (share(waited_for_consumer) >= 1 && !limited) return bottleneck::consumer;
+  const bool full = at_limit * 2 >= attempts;
+  if (share(waited_for_consumer) >= 1 && !full) return bottleneck::consumer;
   if (std::max(share(waited_for_input), share(waited_for_rate)) >= most_of_the_time) {
     return waited_for_input > waited_for_rate ? bottleneck::input : bottleneck::rate;
   }
   if (latency_growth().few) return bottleneck::server;
-  if (limited || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
-  const bool capped = limit != std::numeric_limits<std::size_t>::max();
-  if (capped && share(waited_for_turn) > 0 && share(running + waited_for_turn) >= 0.9 * static_cast<double>(limit)) {
+  if (full || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
+  if (limited() && share(waited_for_turn) > 0 && share(running + waited_for_turn) >= 0.9 * static_cast<double>(limit)) {
     return bottleneck::window;
   }
   return bottleneck::nothing;
@@ -225,16 +241,19 @@ inline std::string metrics_snapshot::advice() const {
   switch (slowed_by()) {
     case bottleneck::nothing:
       out.add("nothing but predict itself: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
-      if (limit != std::numeric_limits<std::size_t>::max()) out.add(" of ", limit);
+      if (limited()) out.add(" of ", limit);
       out.add(", and they wait for nothing that was seen");
       break;
     case bottleneck::input:
       out.add("the input: ");
-      percent(share(waited_for_input)).add(" of the time was spent waiting for the next sample; read ahead, or read faster");
+      percent(share(waited_for_input))
+          .add(" of the time was spent waiting for the next sample; read ahead, or read faster");
       break;
     case bottleneck::consumer:
       out.add("the consumer of the stream: on average ").fixed(share(waited_for_consumer), 1);
-      out.add(" results lay ready, and ").fixed(mean_in_flight(), 1).add(" samples were in flight; take results faster");
+      out.add(" results lay ready, and ")
+          .fixed(mean_in_flight(), 1)
+          .add(" samples were in flight; take results faster");
       break;
     case bottleneck::rate:
       out.add("the rate limiter: ");
@@ -258,17 +277,19 @@ inline std::string metrics_snapshot::advice() const {
     case bottleneck::limit:
       out.add("the limit: ");
       percent(share_of(at_limit, attempts)).add(" of the attempts started with at least 90 % of ");
-      if (limit == std::numeric_limits<std::size_t>::max()) {
-        out.add("it");
-      } else {
+      if (limited()) {
         out.add(limit);
+      } else {
+        out.add("it");
       }
       out.add(" in flight, ");
-      percent(share(waited_for_permits)).add(" of the time was spent waiting for permits; raise it. find_limit() tells how far");
+      percent(share(waited_for_permits))
+          .add(" of the time was spent waiting for permits; raise it. find_limit() tells how far");
       break;
     case bottleneck::window:
       out.add("the window of the ordered stream: on average ").fixed(mean_in_flight(), 1).add(" are in flight, and ");
-      out.fixed(share(waited_for_turn), 1).add(" have finished and wait for an earlier one; raise .window, or take results as they come");
+      out.fixed(share(waited_for_turn), 1)
+          .add(" have finished and wait for an earlier one; raise .window, or take results as they come");
       break;
   }
   return out.str();
@@ -277,74 +298,35 @@ inline std::string metrics_snapshot::advice() const {
 inline void metrics_snapshot::write_prometheus(std::ostream& os, std::string_view prefix,
                                                std::span<const metric_label> labels) const {
   using namespace std::chrono_literals;
-  detail::text out;
-  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
-  const auto name = [&](std::string_view from, bool colons) {
-    std::string made;
-    for (const char c : from) {
-      const bool digit = c >= '0' && c <= '9';
-      if (digit && made.empty()) made += '_';
-      made += letter(c) || digit || (colons && c == ':') ? c : '_';
-    }
-    return made.empty() ? std::string("_") : made;
-  };
-  std::string common;
-  const auto label = [&](std::string_view label_name, std::string_view value) {
-    std::string made = name(label_name, false) + "=\"";
-    for (const char c : value) {
-      if (c == '\n') {
-        made += "\\n";
-      } else {
-        if (c == '"' || c == '\\') made += '\\';
-        made += c;
-      }
-    }
-    return made + '"';
-  };
-  for (const metric_label& each : labels) {
-    if (!common.empty()) common += ',';
-    common += label(each.name, each.value);
-  }
-  const std::string begin = prefix.empty() ? std::string() : name(prefix, true) + '_';
-  const auto family = [&](std::string_view what, std::string_view type, std::string_view help) {
-    out.add("# HELP ", begin, what, " ", help, "\n# TYPE ", begin, what, " ", type, "\n");
-  };
-  const auto value = [&](std::string_view what, const std::string& own, auto number) {
-    out.add(begin, what);
-    if (!common.empty() || !own.empty()) out.add("{", common, !common.empty() && !own.empty() ? "," : "", own, "}");
-    out.add(" ", number, "\n");
-  };
-  const auto counter = [&](std::string_view what, std::string_view help, std::uint64_t number) {
-    family(what, "counter", help);
-    value(what, {}, number);
-  };
-  const auto gauge = [&](std::string_view what, std::string_view help, double number) {
-    family(what, "gauge", help);
-    value(what, {}, number);
+  detail::prometheus_text out(prefix);
+  for (const metric_label& each : labels) out.add_common_label(each.name, each.value);
+  const auto one = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+    out.family(name, type, help);
+    out.value(name, number);
   };
   const auto seconds = [](std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e9; };
 
-  family("samples_total", "counter", "Samples with a final outcome.");
+  out.family("samples_total", "counter", "Samples with a final outcome.");
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     const std::string_view outcome = name_of(static_cast<errc>(i));
-    if (outcome != "other" || outcomes[i] != 0) value("samples_total", label("outcome", outcome), outcomes[i]);
+    if (outcome != "other" || outcomes[i] != 0) out.value("samples_total", outcomes[i], out.label("outcome", outcome));
   }
-  counter("samples_not_started_total", "Samples of batches that stopped before their turn.", not_started);
-  counter("attempts_total", "Calls of predict that have started.", attempts);
-  counter("retries_total", "How often a sample was to be tried again.", retries);
-  counter("hedges_total", "Attempts that doubled another one.", hedges);
-  counter("late_attempts_total", "Attempts that ended after their timeout.", late);
-  counter("results_taken_total", "Results taken from streams.", taken);
-  counter("batches_total", "Batches that have begun.", batches);
-  counter("hook_failures_total", "Exceptions that left observers.", hook_failures);
-  gauge("batches_active", "Batches that have begun and not ended.", static_cast<double>(active_batches));
-  gauge("in_flight", "Attempts that have started and not ended.", static_cast<double>(in_flight));
-  gauge("limit", "How many samples may be in flight.",
-        limit == std::numeric_limits<std::size_t>::max() ? std::numeric_limits<double>::infinity()
-                                                         : static_cast<double>(limit));
-  family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.");
+  one("samples_not_started_total", "counter", "Samples of batches that stopped before their turn.", not_started);
+  one("attempts_total", "counter", "Calls of predict that have started.", attempts);
+  one("retries_total", "counter", "How often a sample was to be tried again.", retries);
+  one("hedges_total", "counter", "Attempts that doubled another one.", hedges);
+  one("late_attempts_total", "counter", "Attempts that ended after their timeout.", late);
+  one("results_taken_total", "counter", "Results taken from streams.", taken);
+  one("batches_total", "counter", "Batches that have begun.", batches);
+  one("hook_failures_total", "counter", "Exceptions that left observers.", hook_failures);
+  one("batches_active", "gauge", "Batches that have begun and not ended.", active_batches);
+  one("in_flight", "gauge", "Attempts that have started and not ended.", in_flight);
+  constexpr double infinite = std::numeric_limits<double>::infinity();
+  one("limit", "gauge", "How many samples may be in flight.", limited() ? static_cast<double>(limit) : infinite);
+
+  out.family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.");
   const auto wait = [&](std::string_view what, std::chrono::nanoseconds time) {
-    value("wait_seconds_total", label("for", what), seconds(time));
+    out.value("wait_seconds_total", seconds(time), out.label("for", what));
   };
   wait("input", waited_for_input);
   wait("permits", waited_for_permits);
@@ -353,16 +335,17 @@ inline void metrics_snapshot::write_prometheus(std::ostream& os, std::string_vie
   wait("turn", waited_for_turn);
   wait("consumer", waited_for_consumer);
 
-  family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.");
-  constexpr std::array<std::chrono::nanoseconds, 24> bounds{
-      10us,  25us,  50us,  100us, 250us, 500us, 1ms, 2500us, 5ms, 10ms,   25ms, 50ms,
-      100ms, 250ms, 500ms, 1s,    2500ms, 5s,   10s, 25s,    50s, 100s, 250s, 500s};
+  out.family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.");
+  constexpr std::array<std::chrono::nanoseconds, 24> bounds{10us,   25us, 50us, 100us, 250us, 500us, 1ms,   2500us,
+                                                            5ms,    10ms, 25ms, 50ms,  100ms, 250ms, 500ms, 1s,
+                                                            2500ms, 5s,   10s,  25s,   50s,   100s,  250s,  500s};
   for (const std::chrono::nanoseconds bound : bounds) {
-    value("attempt_duration_seconds_bucket", detail::text().add("le=\"", seconds(bound), "\"").str(), latency.count_up_to(bound));
+    const std::string at = detail::text().add(seconds(bound)).str();
+    out.value("attempt_duration_seconds_bucket", latency.count_up_to(bound), out.label("le", at));
   }
-  value("attempt_duration_seconds_bucket", "le=\"+Inf\"", latency.count());
-  value("attempt_duration_seconds_sum", {}, latency.sum() / 1e9);
-  value("attempt_duration_seconds_count", {}, latency.count());
+  out.value("attempt_duration_seconds_bucket", latency.count(), "le=\"+Inf\"");
+  out.value("attempt_duration_seconds_sum", latency.sum() / 1e9);
+  out.value("attempt_duration_seconds_count", latency.count());
   os << out.str();
 }
 
@@ -374,22 +357,23 @@ inline void metrics_snapshot::write_json(std::ostream& os) const {
   for (std::size_t i = 1; i < outcomes.size(); ++i) {
     if (outcomes[i] != 0) out.add(std::exchange(comma, ",")).json(name_of(static_cast<errc>(i))).add(":", outcomes[i]);
   }
-  out.add("},\"not_started\":", not_started, ",\"attempts\":", attempts, ",\"retries\":", retries, ",\"hedges\":", hedges,
-          ",\"late\":", late, ",\"taken\":", taken, ",\"batches\":", batches, ",\"active_batches\":", active_batches,
-          ",\"hook_failures\":", hook_failures, ",\"in_flight\":", in_flight, ",\"limit\":");
-  if (limit == std::numeric_limits<std::size_t>::max()) {
-    out.add("null");
-  } else {
+  out.add("},\"not_started\":", not_started, ",\"attempts\":", attempts, ",\"retries\":", retries,
+          ",\"hedges\":", hedges, ",\"late\":", late, ",\"taken\":", taken, ",\"batches\":", batches,
+          ",\"active_batches\":", active_batches, ",\"hook_failures\":", hook_failures, ",\"in_flight\":", in_flight,
+          ",\"limit\":");
+  if (limited()) {
     out.add(limit);
+  } else {
+    out.add("null");
   }
-  out.add(",\"elapsed\":", seconds(elapsed), ",\"throughput\":", throughput(), ",\"latency\":{\"count\":", latency.count(),
-          ",\"mean\":", seconds(latency.mean()), ",\"min\":", seconds(latency.min()),
-          ",\"p50\":", seconds(latency.quantile(0.5)), ",\"p90\":", seconds(latency.quantile(0.9)),
-          ",\"p99\":", seconds(latency.quantile(0.99)), ",\"p999\":", seconds(latency.quantile(0.999)),
-          ",\"max\":", seconds(latency.max()), "},\"waited\":{\"input\":", seconds(waited_for_input),
-          ",\"permits\":", seconds(waited_for_permits), ",\"rate\":", seconds(waited_for_rate),
-          ",\"backoff\":", seconds(backed_off), ",\"turn\":", seconds(waited_for_turn),
-          ",\"consumer\":", seconds(waited_for_consumer), "},\"advice\":");
+  out.add(",\"elapsed\":", seconds(elapsed), ",\"throughput\":", throughput(),
+          ",\"latency\":{\"count\":", latency.count(), ",\"mean\":", seconds(latency.mean()),
+          ",\"min\":", seconds(latency.min()), ",\"p50\":", seconds(latency.quantile(0.5)),
+          ",\"p90\":", seconds(latency.quantile(0.9)), ",\"p99\":", seconds(latency.quantile(0.99)),
+          ",\"p999\":", seconds(latency.quantile(0.999)), ",\"max\":", seconds(latency.max()),
+          "},\"waited\":{\"input\":", seconds(waited_for_input), ",\"permits\":", seconds(waited_for_permits),
+          ",\"rate\":", seconds(waited_for_rate), ",\"backoff\":", seconds(backed_off),
+          ",\"turn\":", seconds(waited_for_turn), ",\"consumer\":", seconds(waited_for_consumer), "},\"advice\":");
   out.json(advice()).add("}\n");
   os << out.str();
 }
@@ -397,7 +381,12 @@ inline void metrics_snapshot::write_json(std::ostream& os) const {
 inline void metrics_snapshot::write_summary(std::ostream& os) const {
   constexpr std::size_t tab = 12;
   detail::text out;
-  out.add("samples").column(tab).add(samples, " in ").duration(elapsed).add(", ").fixed(throughput(), throughput() < 100 ? 1 : 0);
+  out.add("samples")
+      .column(tab)
+      .add(samples, " in ")
+      .duration(elapsed)
+      .add(", ")
+      .fixed(throughput(), throughput() < 100 ? 1 : 0);
   out.add(" a second: ", succeeded, " succeeded, ", failed, " failed");
   if (not_started != 0) out.add(", ", not_started, " not started");
   out.add("\n");
@@ -411,12 +400,17 @@ inline void metrics_snapshot::write_summary(std::ostream& os) const {
   }
   out.add("attempts").column(tab).add(attempts, ": ", retries, " retries, ", hedges, " hedges, ", late, " late\n");
   out.add("in flight").column(tab).add(in_flight, " now, ").fixed(mean_in_flight(), 1).add(" on average, limit ");
-  if (limit == std::numeric_limits<std::size_t>::max()) {
-    out.add("none\n");
-  } else {
+  if (limited()) {
     out.add(limit, "\n");
+  } else {
+    out.add("none\n");
   }
-  out.add("latency").column(tab).add("p50 ").duration(latency.quantile(0.5)).add("  p90 ").duration(latency.quantile(0.9));
+  out.add("latency")
+      .column(tab)
+      .add("p50 ")
+      .duration(latency.quantile(0.5))
+      .add("  p90 ")
+      .duration(latency.quantile(0.9));
   out.add("  p99 ").duration(latency.quantile(0.99)).add("  p99.9 ").duration(latency.quantile(0.999));
   out.add("  max ").duration(latency.max()).add("\n");
   out.add("waited for").column(tab);

@@ -39,9 +39,9 @@ struct progress_options {
   progress_style style = progress_style::automatic;
   std::size_t width = 0;  ///< columns; 0: those of the terminal, or 80
   bool colour = true;     ///< where it draws; a non-empty NO_COLOR in the environment turns it off
-  std::chrono::nanoseconds redraw = std::chrono::milliseconds(100);   ///< least time between two drawings
-  std::chrono::nanoseconds next_line = std::chrono::seconds(10);      ///< least time between two plain lines
-  std::chrono::nanoseconds (*clock)() = nullptr;                      ///< null: the steady clock
+  std::chrono::nanoseconds redraw = std::chrono::milliseconds(100);  ///< least time between two drawings
+  std::chrono::nanoseconds next_line = std::chrono::seconds(10);     ///< least time between two plain lines
+  std::chrono::nanoseconds (*clock)() = nullptr;                     ///< null: the steady clock
 };
 
 static_assert(std::is_trivially_copyable_v<progress_options>);
@@ -63,8 +63,14 @@ class progress_bar : public batch_observer {
  public:
   static constexpr std::size_t from_batches = 0;
 
-  explicit progress_bar(std::size_t total = from_batches, std::ostream& os = std::cerr, const progress_options& options = {})
-      : total_(total), total_given_(total != from_batches), os_(os), set_(resolve(options, os)), began_(now()), drawn_(began_) {}
+  explicit progress_bar(std::size_t total = from_batches, std::ostream& os = std::cerr,
+                        const progress_options& options = {})
+      : total_(total),
+        total_given_(total != from_batches),
+        os_(os),
+        set_(resolve(options, os)),
+        began_(now()),
+        drawn_(began_) {}
   progress_bar(const progress_bar&) = delete;
   progress_bar& operator=(const progress_bar&) = delete;
   ~progress_bar() override {
@@ -100,8 +106,8 @@ class progress_bar : public batch_observer {
   std::mutex mutex_;  // guards all below, and os_
   std::chrono::nanoseconds drawn_;
   std::size_t done_when_drawn_ = 0;
-  double rate_ = 0;           // samples a second, lately
-  std::size_t last_size_ = 0;  // of the line that is open; 0: none is
+  double rate_ = 0;                                                // samples a second, lately
+  std::size_t last_size_ = 0;                                      // of the line that is open; 0: none is
   std::size_t written_ = std::numeric_limits<std::size_t>::max();  // done, in the last plain line
 };
 
@@ -243,7 +249,9 @@ inline progress_options progress_bar::resolve(progress_options options, const st
 /// False also where it cannot be found out.
 inline bool progress_bar::is_terminal([[maybe_unused]] const std::ostream& os, [[maybe_unused]] std::size_t& width) {
 #if __has_include(<unistd.h>)
-  const int file = os.rdbuf() == std::cerr.rdbuf() ? STDERR_FILENO : os.rdbuf() == std::cout.rdbuf() ? STDOUT_FILENO : -1;
+  const int file = os.rdbuf() == std::cerr.rdbuf()   ? STDERR_FILENO
+                   : os.rdbuf() == std::cout.rdbuf() ? STDOUT_FILENO
+                                                     : -1;
   if (file < 0 || ::isatty(file) == 0) return false;
 #if defined(TIOCGWINSZ)
   winsize size{};

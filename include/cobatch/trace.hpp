@@ -126,8 +126,9 @@ class trace_recorder::writer {
     out_.add(",\"dropped_attempts\":", dropped, "},\"traceEvents\":[");
     for (const batch_times& each : batches_) {
       const attempt_event key{.batch = each.info.batch};
-      const auto [begin, end] = std::equal_range(attempts_.begin(), attempts_.end(), key,
-                                                 [](const attempt_event& a, const attempt_event& b) { return a.batch < b.batch; });
+      const auto [begin, end] =
+          std::equal_range(attempts_.begin(), attempts_.end(), key,
+                           [](const attempt_event& a, const attempt_event& b) { return a.batch < b.batch; });
       batch(each, begin, end);
     }
     out_.add("\n]}\n");
@@ -204,8 +205,9 @@ class trace_recorder::writer {
       free.pop();
       rows.emplace(each.at, row);
       std::chrono::nanoseconds at = first_moment(each);
-      for (const auto& [name, waited] : {std::pair("input", each.waited_for_input), std::pair("permits", each.waited_for_permits),
-                                         std::pair("rate", each.waited_for_rate)}) {
+      for (const auto& [name, waited] :
+           {std::pair("input", each.waited_for_input), std::pair("permits", each.waited_for_permits),
+            std::pair("rate", each.waited_for_rate)}) {
         if (waited.count() <= 0) continue;
         slice(process, row, at, waited);
         out_.add(",\"name\":\"wait for ", name, "\",\"cat\":\"wait\"}");
@@ -214,7 +216,8 @@ class trace_recorder::writer {
       slice(process, row, started(each), each.ran);
       out_.add(",\"name\":\"sample ", each.index, "\",\"cat\":\"attempt\"");
       if (!each.succeeded()) out_.add(",\"cname\":\"terrible\"");
-      out_.add(",\"args\":{\"sample\":", each.index, ",\"attempt\":", each.attempt, ",\"outcome\":\"", name_of(each.failure), "\"");
+      out_.add(",\"args\":{\"sample\":", each.index, ",\"attempt\":", each.attempt, ",\"outcome\":\"",
+               name_of(each.failure), "\"");
       if (each.hedge) out_.add(",\"hedge\":true");
       if (each.late) out_.add(",\"late\":true");
       out_.add("}}");
@@ -254,6 +257,8 @@ class trace_recorder::writer {
   const char* comma_ = "";
 };
 
-inline void trace_recorder::write_chrome(std::ostream& os) const { os << writer(*this).write(dropped()).str(); }
+inline void trace_recorder::write_chrome(std::ostream& os) const {
+  os << writer(*this).write(dropped()).str();
+}
 
 }  // namespace cobatch

@@ -55,7 +55,8 @@ class json_checker {
       if (static_cast<unsigned char>(left_[0]) < 0x20) return false;
       if (take("\\")) {
         if (take("u")) {
-          if (left_.size() < 4 || left_.substr(0, 4).find_first_not_of("0123456789abcdefABCDEF") != left_.npos) return false;
+          if (left_.size() < 4 || left_.substr(0, 4).find_first_not_of("0123456789abcdefABCDEF") != left_.npos)
+            return false;
           left_.remove_prefix(4);
           continue;
         }

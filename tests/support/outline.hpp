@@ -36,6 +36,10 @@ inline const char* name_of(cobatch::errc code) noexcept {
       return "queue_full";
     case batch_size_mismatch:
       return "batch_size_mismatch";
+    case callback_dropped:
+      return "callback_dropped";
+    case closed:
+      return "closed";
     default:
       return "another one";
   }

@@ -69,10 +69,16 @@ class scribe : public cobatch::batch_observer {
   void batch_started(const cobatch::batch_info& event) override { infos.push_back(event), write("batch_started"); }
   void wait_started(const cobatch::wait_event& event) override { waits.push_back(event), write("wait_started"); }
   void wait_ended(const cobatch::wait_event& event) override { waits.push_back(event), write("wait_ended"); }
-  void attempt_started(const cobatch::attempt_event& event) override { write("attempt_started", event.index, event, starts); }
+  void attempt_started(const cobatch::attempt_event& event) override {
+    write("attempt_started", event.index, event, starts);
+  }
   void attempt_ended(const cobatch::attempt_event& event) override { write("attempt_ended", event.index, event, ends); }
-  void sample_retried(const cobatch::retry_event& event) override { write("sample_retried", event.index, event, retries); }
-  void sample_finished(const cobatch::sample_event& event) override { write("sample_finished", event.index, event, finished); }
+  void sample_retried(const cobatch::retry_event& event) override {
+    write("sample_retried", event.index, event, retries);
+  }
+  void sample_finished(const cobatch::sample_event& event) override {
+    write("sample_finished", event.index, event, finished);
+  }
   void sample_taken(const cobatch::sample_event& event) override { write("sample_taken", event.index, event, taken); }
   void batch_ended(const cobatch::batch_summary& event) override { summaries.push_back(event), write("batch_ended"); }
 

@@ -260,8 +260,8 @@ class trial {
       }
     }
     double allowed = hedges ? options_.hedge.max_extra * started : 0;
-    allowed += options_.retry.max_attempts > 1 ? std::min(options_.retry.budget * started, 1e9) : 0;
-    CHECK(extra <= allowed);
+    if (options_.retry.max_attempts > 1) allowed += options_.retry.budget * started;
+    if (started > 0) CHECK(extra <= allowed);
   }
 
   std::mt19937_64 random_;

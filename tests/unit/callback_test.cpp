@@ -279,7 +279,7 @@ TEST_CASE("callback: a predict may return it as it is") {
   };
   const auto results = sim.run(cobatch::batch_predict(sim, samples, predict));
   static_assert(std::is_same_v<decltype(results), const std::vector<number>>);
-  CHECK(outline(results) == "10 exception another one 40");
+  CHECK(outline(results) == "10 exception callback_dropped 40");
   CHECK(results[2].error().code == errc::callback_dropped);
 }
 

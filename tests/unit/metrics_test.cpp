@@ -30,7 +30,9 @@ std::string prometheus(const cobatch::metrics_snapshot& of, std::string_view pre
   return os.str();
 }
 
-bool has_line(const std::string& text, const std::string& line) { return ("\n" + text).find("\n" + line + "\n") != text.npos; }
+bool has_line(const std::string& text, const std::string& line) {
+  return ("\n" + text).find("\n" + line + "\n") != text.npos;
+}
 
 }  // namespace
 
@@ -210,7 +212,8 @@ TEST_CASE("metrics: Prometheus text has help, type and every name under the pref
   CHECK(has_line(text, "my_app_attempt_duration_seconds_count 2"));
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
-    const bool named = line.starts_with("my_app_") || line.starts_with("# HELP my_app_") || line.starts_with("# TYPE my_app_");
+    const bool named =
+        line.starts_with("my_app_") || line.starts_with("# HELP my_app_") || line.starts_with("# TYPE my_app_");
     CHECK(named);
   }
 }

@@ -27,7 +27,8 @@ class text {
   text& fixed(double value, int digits) {
     std::array<char, 400> buffer;
     if (!std::isfinite(value)) return add(value);
-    const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::fixed, digits);
+    const auto end =
+        std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::fixed, digits);
     all_.append(buffer.data(), end.ptr);
     return *this;
   }

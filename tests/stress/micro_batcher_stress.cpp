@@ -1,0 +1,246 @@
+#include <cobatch/micro_batcher.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <stop_token>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <cobatch/callback.hpp>
+#include <cobatch/sync_wait.hpp>
+#include <cobatch/task.hpp>
+#include <cobatch/thread_pool.hpp>
+
+#include "support/catch.hpp"
+#include "support/detached.hpp"
+#include "support/effort.hpp"
+
+using cobatch::errc;
+using cobatch::micro_batch_options;
+using cobatch::micro_batcher;
+using cobatch::sync_wait;
+using cobatch::task;
+using cobatch::thread_pool;
+using namespace std::chrono_literals;
+
+namespace {
+
+using batcher = micro_batcher<int, int>;
+
+constexpr int poisonous = 97;  // and its multiples
+
+/// Doubles numbers: at once, later on the pool, or (where the pool is not stopped) on a thread that is not of the pool.
+auto doubling(thread_pool& pool, std::atomic<std::uint32_t>& calls, bool on_foreign_threads = true) {
+  return [&pool, &calls, on_foreign_threads](std::span<const int> samples) -> task<std::vector<int>> {
+    const std::uint32_t call = ++calls;
+    if (call % 3 == 1) co_await pool.schedule_after(std::chrono::microseconds(call % 100));
+    if (on_foreign_threads && call % 16 == 2) {
+      std::thread other;
+      const auto initiate = [&](cobatch::callback<void> done) { other = std::thread([done] { done(); }); };
+      const auto rung = co_await cobatch::from_callback<void>(initiate);
+      other.join();
+      if (!rung) throw std::runtime_error("not rung");
+    }
+    std::vector<int> results;
+    for (const int each : samples) {
+      if (each % poisonous == 0) throw std::runtime_error("poison");
+      results.push_back(2 * each);
+    }
+    co_return results;
+  };
+}
+
+struct tally {
+  std::atomic<int> values{0}, errors{0}, wrong{0}, elsewhere{0};
+  std::atomic<int> alive{0};
+
+  void wait() const {
+    while (alive != 0) std::this_thread::yield();
+  }
+};
+
+detached user(thread_pool& pool, batcher& all, std::uint64_t seed, int rounds, std::stop_token stop, tally& counts) {
+  co_await pool.schedule();
+  std::mt19937_64 random(seed);
+  for (int i = 0; i < rounds; ++i) {
+    const int sample = static_cast<int>(random() % 1000) + 1;
+    const auto deadline = random() % 4 == 0 ? std::chrono::nanoseconds(random() % 500'000) : cobatch::no_timeout;
+    const std::stop_token token = random() % 2 ? stop : std::stop_token();
+    const auto result = co_await all.predict(sample, token, deadline);
+    if (!cobatch::detail::current_executor().refers_to(&pool)) ++counts.elsewhere;
+    ++(result ? counts.values : counts.errors);
+    if (result && *result != 2 * sample) ++counts.wrong;
+    if (!result && result.error().code == errc::exception && sample % poisonous != 0) ++counts.wrong;
+  }
+  --counts.alive;  // the last access to what the test owns
+}
+
+}  // namespace
+
+TEST_CASE("micro batcher: on several threads every caller gets exactly one outcome, and a right one") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  thread_pool pool(4);
+  const int rounds = effort(1000);
+  constexpr int users = 32;
+  for (int round = 0; round < 8; ++round) {
+    std::atomic<std::uint32_t> calls{0};
+    micro_batch_options options{.max_batch_size = 1 + random() % 16,
+                                .max_delay = std::chrono::microseconds(random() % 3 * 50),
+                                .max_concurrent_batches = 1 + random() % 4,
+                                .max_queue = random() % 2 ? cobatch::unlimited : 1 + random() % 20,
+                                .isolate_failures = true};
+    batcher all(pool, doubling(pool, calls), options);
+    tally counts;
+    counts.alive = users;
+    std::stop_source stop;
+    for (int i = 0; i < users; ++i) user(pool, all, random(), rounds, stop.get_token(), counts);
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
+    stop.request_stop();
+    counts.wait();
+    sync_wait(all.close());
+    CHECK(counts.values + counts.errors == users * rounds);
+    CHECK(counts.wrong == 0);
+    CHECK(counts.elsewhere == 0);
+    CHECK(all.waiting() == 0);
+  }
+}
+
+TEST_CASE("micro batcher: close() races with newcomers, and with others who close") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  thread_pool pool(3);
+  for (int round = 0; round < effort(300); ++round) {
+    std::atomic<std::uint32_t> calls{0};
+    tally counts;
+    constexpr int users = 6;
+    counts.alive = users;
+    {
+      batcher all(pool, doubling(pool, calls), {.max_batch_size = 4, .max_delay = 100us, .isolate_failures = true});
+      for (int i = 0; i < users; ++i) user(pool, all, random(), 10, {}, counts);
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+      std::thread other([&] { sync_wait(all.close()); });
+      sync_wait(all.close());
+      other.join();
+      counts.wait();
+    }
+    REQUIRE(counts.values + counts.errors == users * 10);
+    REQUIRE(counts.wrong == 0);
+  }
+}
+
+TEST_CASE("micro batcher: the last caller may destroy it, on whichever thread that is") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  thread_pool pool(4);
+  for (int round = 0; round < effort(2000); ++round) {
+    std::atomic<std::uint32_t> calls{static_cast<std::uint32_t>(round)};
+    tally counts;
+    constexpr int users = 5;
+    counts.alive = users;
+    std::stop_source stop;
+    auto all = std::make_shared<batcher>(
+        pool, doubling(pool, calls),
+        micro_batch_options{.max_batch_size = 3, .max_delay = 20us, .max_concurrent_batches = 2});
+    const auto owner = [](thread_pool& on, std::shared_ptr<batcher> owned, std::stop_token token,
+                          tally& all_counts) -> detached {
+      co_await on.schedule();
+      {
+        const auto result = co_await owned->predict(1, token, 1s);
+        ++(result ? all_counts.values : all_counts.errors);
+      }
+      owned.reset();
+      --all_counts.alive;
+    };
+    for (int i = 0; i < users; ++i) owner(pool, all, stop.get_token(), counts);
+    all.reset();
+    const auto spins = random() % 3000;
+    for (std::uint64_t i = 0; i < spins; ++i) std::atomic_signal_fence(std::memory_order_seq_cst);
+    stop.request_stop();
+    counts.wait();
+    REQUIRE(counts.values + counts.errors == users);
+  }
+}
+
+TEST_CASE("micro batcher: a pool that stops in the middle leaves nobody waiting") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < effort(200); ++round) {
+    std::atomic<std::uint32_t> calls{0};
+    tally counts;
+    constexpr int users = 8;
+    counts.alive = users;
+    {
+      std::optional<thread_pool> pool(2);
+      auto all = std::make_unique<batcher>(*pool, doubling(*pool, calls, false), micro_batch_options{.max_batch_size = 4});
+      const auto call = [](thread_pool& on, batcher& of, tally& all_counts) -> detached {
+        for (int i = 0; i < 20; ++i) {
+          (void)on;
+          const auto result = co_await of.predict(i);
+          ++(result ? all_counts.values : all_counts.errors);
+        }
+        --all_counts.alive;
+      };
+      for (int i = 0; i < users; ++i) call(*pool, *all, counts);
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+      pool->stop();
+      counts.wait();
+      all.reset();
+    }
+    REQUIRE(counts.values + counts.errors == users * 20);
+  }
+}
+
+TEST_CASE("callback: two threads that race for the first call, and with the await that suspends") {
+  thread_pool pool(2);
+  // Two threads that call what they are given, as soon as it is there.
+  struct racer {
+    std::atomic<int> turn{0};
+    cobatch::callback<int> done;
+  };
+  racer racers[2];
+  std::atomic<bool> ends{false};
+  const auto race = [&](racer& self, int value) {
+    for (int turn = 1;; ++turn) {
+      while (self.turn.load(std::memory_order_acquire) != turn) {
+        if (ends) return;
+        std::this_thread::yield();
+      }
+      const auto done = std::move(self.done);
+      self.turn.store(-turn, std::memory_order_release);
+      done(value);
+    }
+  };
+  std::thread threads[2] = {std::thread(race, std::ref(racers[0]), 1), std::thread(race, std::ref(racers[1]), 2)};
+  const auto loop = [&](int rounds) -> task<int> {
+    int bad = 0;
+    for (int i = 1; i <= rounds; ++i) {
+      const auto initiate = [&](const cobatch::callback<int>& done) {
+        for (racer& each : racers) {
+          while (each.turn.load(std::memory_order_acquire) != (i == 1 ? 0 : 1 - i)) std::this_thread::yield();
+          each.done = done;
+          each.turn.store(i, std::memory_order_release);
+        }
+      };
+      const auto result = co_await cobatch::from_callback<int>(initiate);
+      if (!result || (*result != 1 && *result != 2)) ++bad;
+    }
+    co_return bad;
+  };
+  CHECK(sync_wait(loop(effort(20'000))) == 0);
+  ends = true;
+  for (std::thread& each : threads) each.join();
+}
