@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -77,7 +78,10 @@ int main(int argc, char** argv) {
     return file->parse(line).transform(
         [&](const digits::image& x) { return prediction{x, digits::digit_of((*model)(x))}; });
   };
-  const auto results = cobatch::sync_wait(cobatch::batch_predict(pool, file->lines(), classify));
+  cobatch::batch_metrics metrics;
+  cobatch::progress_bar bar(file->lines().size());  // on the terminal, if there is one
+  cobatch::observers seen(metrics, bar);
+  const auto results = cobatch::sync_wait(cobatch::batch_predict(pool, file->lines(), classify, {.observer = &seen}));
 
   std::vector<digits::image> images;
   std::size_t right = 0;
@@ -97,6 +101,7 @@ int main(int argc, char** argv) {
   }
   std::printf("accuracy %.3f (%zu of %zu)\n", static_cast<double>(right) / static_cast<double>(images.size()), right,
               images.size());
+  metrics.write_summary(std::cout << std::flush);
 
   // The model alone keeps a processor busy for a few microseconds: the pool's threads help, more in flight does not.
   images.resize(std::min<std::size_t>(images.size(), 500));

@@ -282,9 +282,12 @@ inline std::string metrics_snapshot::advice() const {
       } else {
         out.add("it");
       }
-      out.add(" in flight, ");
-      percent(share(waited_for_permits))
-          .add(" of the time was spent waiting for permits; raise it. find_limit() tells how far");
+      out.add(" in flight");
+      if (waited_for_permits.count() > 0) {
+        out.add(", ");
+        percent(share(waited_for_permits)).add(" of the time a sample waited for a permit");
+      }
+      out.add("; raise it, find_limit() tells how far");
       break;
     case bottleneck::window:
       out.add("the window of the ordered stream: on average ").fixed(mean_in_flight(), 1).add(" are in flight, and ");
@@ -426,7 +429,10 @@ inline void metrics_snapshot::write_summary(std::ostream& os) const {
   wait("turn", waited_for_turn, taken);
   wait("consumer", waited_for_consumer, taken);
   out.add(*comma == '\0' ? "nothing\n" : " on average\n");
-  out.add("slowed by").column(tab).add(advice(), "\n");
+  const std::string all = advice();
+  const std::size_t why = std::min(all.find("; "), all.size());
+  out.add("slowed by").column(tab).add(all.substr(0, why), "\n");
+  if (why != all.size()) out.repeat(tab, ' ').add(all.substr(why + 2), "\n");
   os << out.str();
 }
 

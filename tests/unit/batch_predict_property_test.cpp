@@ -122,7 +122,7 @@ class trial {
   auto start(Samples&& samples) {
     return batch_predict(
         sim_, std::forward<Samples>(samples),
-        [this](auto&& sample, std::stop_token token) { return predict(sample, token); }, options_);
+        [this](auto&& sample, std::stop_token token) { return this->predict(sample, token); }, options_);
   }
 
   template <class Sample>
