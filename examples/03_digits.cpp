@@ -101,7 +101,7 @@ int main(int argc, char** argv) {
   }
   std::printf("accuracy %.3f (%zu of %zu)\n", static_cast<double>(right) / static_cast<double>(images.size()), right,
               images.size());
-  metrics.write_summary(std::cout << std::flush);
+  metrics.write_summary(std::cout);
 
   // The model alone keeps a processor busy for a few microseconds: the pool's threads help, more in flight does not.
   images.resize(std::min<std::size_t>(images.size(), 500));

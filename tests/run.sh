@@ -21,7 +21,7 @@ gcc-20                 | everyday | gcc   | libstdc++ | 20 | Release |          
 gcc-20-asan            | everyday | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 gcc-20-tsan            | everyday | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1
 clang-libcxx-20        | everyday | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-gcc-23                 | all      | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+gcc-23                 | named    | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libstdcxx-20     | named    | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libstdcxx-23     | all      | clang | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libcxx-23        | named    | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0

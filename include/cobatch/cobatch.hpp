@@ -7,6 +7,7 @@
 #include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/batch_predict_many.hpp>
 #include <cobatch/callback.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>

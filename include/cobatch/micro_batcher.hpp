@@ -417,7 +417,8 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
         return fail_range(self, end, error(errc::batch_size_mismatch));
       }
       for_range(self, end, [&](waiter_type& each) {
-        guarded([&] { many::move_to(results, each.index - self.begin, each.result); },
+        const auto make = [&](auto&&... from) { each.result.emplace(static_cast<decltype(from)>(from)...); };
+        guarded([&] { many::take(results, each.index - self.begin, make); },
                 [&] { each.result.emplace(unexpect, error(errc::exception, std::current_exception())); });
       });
     }

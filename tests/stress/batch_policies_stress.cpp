@@ -78,7 +78,7 @@ class trial {
     if (chance(6)) options_.max_failures = pick(1, 10);
     if (chance(4)) options_.queue_timeout = std::chrono::microseconds(pick(50, 2000));
     if (!chance(3)) {
-      options_.retry = {.max_attempts = pick(2, 4), .initial_backoff = std::chrono::microseconds(pick(0, 300)), .seed = 1 + seed};
+      options_.retry = {.max_attempts = static_cast<std::uint32_t>(pick(2, 4)), .initial_backoff = std::chrono::microseconds(pick(0, 300)), .seed = 1 + seed};
       if (chance(4)) options_.retry.budget = 0.5;
     }
     if (!chance(3)) {
@@ -202,7 +202,7 @@ TEST_CASE("policies stress: all of them at once, on several threads, lose no per
   std::mt19937 random(seed);
   for (std::size_t threads = 2; threads <= 4; ++threads) {
     thread_pool pool(threads);
-    for (int round = 0; round < effort(150); ++round) {
+    for (int round = 0; round < effort(600); ++round) {
       shared_things shared{pool, async_semaphore(3 + random() % 6), rate_limiter(20'000, 10), cobatch::adaptive_limit()};
       trial first(static_cast<std::uint32_t>(random()), shared), second(static_cast<std::uint32_t>(random()), shared),
           third(static_cast<std::uint32_t>(random()), shared);

@@ -2,7 +2,6 @@
 
 #include <concepts>
 #include <cstddef>
-#include <optional>
 #include <ranges>
 #include <type_traits>
 #include <utility>
@@ -16,6 +15,16 @@ template <class Results>
 concept many = requires(Results& results, std::size_t index) {
   static_cast<std::size_t>(results.size());
   results[index];
+};
+
+/// The outcome of one sample: an element that is an expected is that itself.
+template <class Element, class Error>
+struct outcome_of_element {
+  using type = expected<Element, Error>;
+};
+template <class T, class E, class Error>
+struct outcome_of_element<expected<T, E>, Error> {
+  using type = expected<T, E>;
 };
 
 /// What predict_many(samples) returned, a vector or its like, taken apart: one Outcome (an expected) for each element.
@@ -50,11 +59,13 @@ struct many_results<Results, Outcome> {
  public:
   static constexpr bool accepted = fits();
 
-  static void move_to(plain& results, std::size_t index, std::optional<Outcome>& to) {
+  /// `make(arguments...)` with what an Outcome is made from.
+  template <class Make>
+  static void take(plain& results, std::size_t index, Make&& make) {
     if constexpr (elements_are_outcomes) {
-      to.emplace(static_cast<taken>(results[index]));
+      make(static_cast<taken>(results[index]));
     } else {
-      to.emplace(std::in_place, static_cast<taken>(results[index]));
+      make(std::in_place, static_cast<taken>(results[index]));
     }
   }
 };

@@ -1,0 +1,174 @@
+#include <cobatch/batch_predict_many.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <cobatch/simulation.hpp>
+#include <cobatch/task.hpp>
+
+#include "support/batch_model.hpp"
+#include "support/catch.hpp"
+#include "support/outline.hpp"
+
+using cobatch::batch_options;
+using cobatch::batch_predict_many;
+using cobatch::errc;
+using cobatch::error;
+using cobatch::expected;
+using cobatch::many_options;
+using cobatch::simulation;
+using cobatch::task;
+using namespace std::chrono_literals;
+
+namespace {
+
+using outcomes = std::vector<expected<int, error>>;
+
+std::vector<int> numbers_from_1(int count) {
+  std::vector<int> all(static_cast<std::size_t>(count));
+  std::iota(all.begin(), all.end(), 1);
+  return all;
+}
+
+struct scene {
+  simulation sim;
+  batch_model model{sim};
+
+  outcomes run(int count, many_options many, batch_options options = {}) {
+    const std::vector<int> samples = numbers_from_1(count);
+    return sim.run(batch_predict_many(sim, samples, model.callable(), many, options));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("batch_predict_many: batches are cut from the input, and the outcomes come in its order") {
+  scene test;
+  test.model.per_call = 2ms;
+  CHECK(outline(test.run(7, {.max_batch_size = 3}, {.max_concurrency = 2})) == "2 4 6 8 10 12 14");
+  CHECK(test.model.log == "0: 1 2 3, 0: 4 5 6, 2000: 7");
+  CHECK(test.model.running.most() == 2);
+}
+
+TEST_CASE("batch_predict_many: an empty input calls nothing") {
+  scene test;
+  CHECK(test.run(0, {}).empty());
+  CHECK(test.model.calls == 0);
+}
+
+TEST_CASE("batch_predict_many: one batch's failure is that of its samples, and of no other") {
+  scene test;
+  test.model.poison = {4};
+  test.model.refused = {2};
+  CHECK(outline(test.run(7, {.max_batch_size = 3})) == "2 timed_out 6 exception exception exception 14");
+}
+
+TEST_CASE("batch_predict_many: isolation gives each poisonous sample its own exception, and the others their values") {
+  for (const auto duration : {0ms, 1ms}) {
+    scene test;
+    test.model.per_call = duration;
+    test.model.poison = {4, 5, 11};
+    const outcomes all = test.run(16, {.max_batch_size = 8, .isolate_failures = true});
+    CHECK(outline(all) == "2 4 6 exception exception 12 14 16 18 20 exception 24 26 28 30 32");
+    CHECK(all[3].error().message() == "predict threw an exception: poison 4");
+    CHECK(all[10].error().message() == "predict threw an exception: poison 11");
+    CHECK(test.model.calls <= 2 + 2 * 3 * 3);
+  }
+}
+
+TEST_CASE("batch_predict_many: a wrong number of results fails all of the batch") {
+  scene test;
+  test.model.missing = 1;
+  CHECK(outline(test.run(3, {.max_batch_size = 2, .isolate_failures = true})) ==
+        "batch_size_mismatch batch_size_mismatch batch_size_mismatch");
+  CHECK(test.model.calls == 2);
+}
+
+TEST_CASE("batch_predict_many: the options of batch_predict mean batches") {
+  scene test;
+  test.model.per_call = 10ms;
+  CHECK(outline(test.run(6, {.max_batch_size = 2}, {.max_concurrency = 1, .deadline = 15ms})) ==
+        "2 4 6 8 not_started not_started");
+
+  scene retried;
+  retried.model.poison = {3};
+  const outcomes all = retried.run(4, {.max_batch_size = 2}, {.retry = {.max_attempts = 3, .initial_backoff = 1ms}});
+  CHECK(outline(all) == "2 4 exception exception");
+  CHECK(all[2].error().attempts == 3);
+  CHECK(retried.model.calls == 4);
+
+  scene stopped;
+  stopped.model.per_call = 10ms;
+  std::stop_source stop;
+  stop.request_stop();
+  CHECK(outline(stopped.run(4, {.max_batch_size = 2}, {.stop = stop})) ==
+        "not_started not_started not_started not_started");
+}
+
+TEST_CASE("batch_predict_many: a stop ends the search for poisonous samples") {
+  simulation sim;
+  std::stop_source stop;
+  int calls = 0;
+  const auto poisonous = [&](std::span<const int>) -> std::vector<int> {
+    if (++calls == 3) stop.request_stop();
+    throw std::runtime_error("poison");
+  };
+  const std::vector<int> samples = numbers_from_1(16);
+  const auto all = sim.run(
+      batch_predict_many(sim, samples, poisonous, {.max_batch_size = 16, .isolate_failures = true}, {.stop = stop}));
+  CHECK(calls == 3);
+  CHECK(count_of(all, errc::cancelled) == 16);
+}
+
+TEST_CASE("batch_predict_many: predict_many may be plain, take a token, and return other vectors") {
+  simulation sim;
+  const std::vector<int> samples = numbers_from_1(5);
+  const auto odd = [](std::span<const int> batch, std::stop_token stop) {
+    std::vector<bool> results;
+    for (const int each : batch) results.push_back(each % 2 == 1 && !stop.stop_requested());
+    return results;
+  };
+  const auto plain = sim.run(batch_predict_many(sim, samples, odd, {.max_batch_size = 2}));
+  static_assert(std::is_same_v<decltype(plain), const std::vector<expected<bool, error>>>);
+  CHECK(outline(plain) == "1 0 1 0 1");
+
+  struct status {
+    explicit status(std::string what) : text(std::move(what)) {}
+    explicit status(const error& why) : text(why.message()) {}
+    std::string text;
+  };
+  using named = expected<std::unique_ptr<int>, status>;
+  const auto own_errors = [](std::span<const int> batch) -> expected<std::vector<named>, error> {
+    if (batch.front() == 3) return cobatch::unexpected(error(errc::timed_out));
+    std::vector<named> results;
+    for (const int each : batch) {
+      if (each == 2) {
+        results.emplace_back(cobatch::unexpect, std::string("two"));
+      } else {
+        results.emplace_back(std::make_unique<int>(each));
+      }
+    }
+    return results;
+  };
+  const auto all = sim.run(batch_predict_many(sim, numbers_from_1(5), own_errors, {.max_batch_size = 2}));
+  static_assert(std::is_same_v<decltype(all), const std::vector<named>>);
+  CHECK(**all[0] == 1);
+  CHECK(all[1].error().text == "two");
+  CHECK(all[2].error().text == "timed out");
+  CHECK(all[3].error().text == "timed out");
+  CHECK(**all[4] == 5);
+}
+
+TEST_CASE("batch_predict_many: a batch size of 0 is refused") {
+  scene test;
+  CHECK_THROWS_AS(test.run(3, {.max_batch_size = 0}), std::invalid_argument);
+}
