@@ -131,6 +131,13 @@ goals = [
       for row in (goal(f"two batches, one semaphore ({kind}): what the other had done when the first was done",
                        f"{S}shared_by_two_batches/{kind}", 0.95, "share_of_the_other", at_least=True, unit=""),
                   goal(f"two batches, one semaphore ({kind}): cost over alone", f"{S}shared_by_two_batches/{kind}", 1.5, "cost_over_alone", unit=""))),
+    goal("hedging at p95, calls of which 1 % take 100 times as long: p99.9 without over p99.9 with it, worst of 5 seeds",
+         "policies/hedge/p95", 10, "p999_cut", at_least=True, unit=""),
+    goal("the same: calls per sample", "policies/hedge/p95", 1.06, "calls_per_sample", unit=""),
+    goal("a server that rejects above 100 per second, with a rate limiter: rejections", "policies/throttle/rate_limiter", 0,
+         "rejected", unit=""),
+    goal("the same with retries alone: calls per sample until all have succeeded", "policies/throttle/retry", None,
+         "calls_per_sample", unit="", peers=[("where rejections say when to come back", "policies/throttle/retry_after")]),
 ]
 
 

@@ -87,15 +87,17 @@ line run(const char* name, cobatch::batch_options options) {
   const auto succeeded = static_cast<std::size_t>(
       std::count_if(results.begin(), results.end(), [](const auto& result) { return result.has_value(); }));
   std::sort(latencies.begin(), latencies.end());
-  const auto quantile = [&](double q) { return latencies[static_cast<std::size_t>(q * static_cast<double>(latencies.size()))]; };
-  std::printf("%-32s %9zu %7d %9d %7.0f %7.0f %8.0f %8.1f\n", name, succeeded, server.calls, server.rejected, quantile(0.5),
-              quantile(0.99), quantile(0.999), now() / 1000);
+  const auto quantile = [&](double q) {
+    return latencies[static_cast<std::size_t>(q * static_cast<double>(latencies.size()))];
+  };
+  std::printf("%-32s %9zu %7d %9d %7.0f %7.0f %8.0f %8.1f\n", name, succeeded, server.calls, server.rejected,
+              quantile(0.5), quantile(0.99), quantile(0.999), now() / 1000);
   return {succeeded, server.rejected};
 }
 
 int main() {
-  std::printf("%-32s %9s %7s %9s %7s %7s %8s %8s\n", "5000 samples", "succeeded", "calls", "rejected", "p50 ms", "p99 ms",
-              "p99.9 ms", "total s");
+  std::printf("%-32s %9s %7s %9s %7s %7s %8s %8s\n", "5000 samples", "succeeded", "calls", "rejected", "p50 ms",
+              "p99 ms", "p99.9 ms", "total s");
 
   run("no policy", {});
 

@@ -191,6 +191,20 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<batch_engi
     for (std::size_t i = 0; i < station_count_; ++i) visit(stations_[i].range);
   }
 
+  /// Only with an observer: a stream's consumer takes a result, which it could have had since `ready`.
+  void observe_taken(const result& outcome, std::size_t index, std::chrono::nanoseconds finished,
+                     std::chrono::nanoseconds ready) {
+    sample_event event;
+    event.batch = number_;
+    event.index = index;
+    event.attempts = 0;
+    event.failure = failure_in(outcome);
+    event.at = now_of(ex_);
+    event.waited_for_turn = ready - finished;
+    event.waited_for_consumer = event.at - ready;
+    tell(&batch_observer::sample_taken, event);
+  }
+
   /// From outside: there is room again, or it is to end. Another pump, unless there are as many lanes as may be.
   void wake() {
     lane* const another = this->new_lane();
@@ -1295,12 +1309,12 @@ void batch_engine<Types>::observe_attempt(lane& self) {
   event.index = self.index;
   event.attempt = self.attempts;
   event.hedge = self.sample != &self.cell;
-  event.in_flight = in_flight_.fetch_add(1, std::memory_order_relaxed) + 1;
+  event.in_flight = self.in_flight_then = in_flight_.fetch_add(1, std::memory_order_relaxed) + 1;
   event.limit = limit_now();
   event.at = self.started;
-  event.waited_for_input = std::exchange(self.waited_for[0], std::chrono::nanoseconds::zero());
-  event.waited_for_permits = std::exchange(self.waited_for[1], std::chrono::nanoseconds::zero());
-  event.waited_for_rate = std::exchange(self.waited_for[2], std::chrono::nanoseconds::zero());
+  event.waited_for_input = self.waited_for[0];
+  event.waited_for_permits = self.waited_for[1];
+  event.waited_for_rate = self.waited_for[2];
   tell(&batch_observer::attempt_started, event);
 }
 
@@ -1315,7 +1329,11 @@ void batch_engine<Types>::observe_attempt_end(lane& self) {
   event.hedge = self.sample != &self.cell;
   event.late = self.timed_out;
   event.failure = failure_in(*self.target);
-  event.in_flight = in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  event.in_flight = self.in_flight_then;
+  event.waited_for_input = std::exchange(self.waited_for[0], std::chrono::nanoseconds::zero());
+  event.waited_for_permits = std::exchange(self.waited_for[1], std::chrono::nanoseconds::zero());
+  event.waited_for_rate = std::exchange(self.waited_for[2], std::chrono::nanoseconds::zero());
   event.limit = limit_now();
   event.at = now_of(ex_);
   event.ran = event.at - self.started;
@@ -1589,6 +1607,7 @@ void batch_engine<Types>::watch(lane& self) {
   self.timed_out = false;
   self.started = now_of(ex_);
   if (options_.limit) self.in_flight_at_start = options_.limit->started();
+  if (options_.timeout == no_timeout && !hedges_on_) return;
   bool wake = false;
   {
     const std::lock_guard lock(mutex_);
@@ -1602,6 +1621,7 @@ void batch_engine<Types>::watch(lane& self) {
 /// Nobody finds the lane any more; what its attempt comes to goes to self.target.
 template <class Types>
 void batch_engine<Types>::unwatch(lane& self) {
+  if (options_.timeout == no_timeout && !hedges_on_) return;
   bool delay_is_known = false;
   {
     const std::lock_guard lock(mutex_);

@@ -144,6 +144,7 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   std::size_t in_flight_at_start = 0;
   hedge_pair<batch_lane>* pair = nullptr;  // guarded by the engine's mutex
   std::optional<typename Engine::result> own;
+  std::size_t in_flight_then = 0;             // when the attempt started
   bool observed = false;                      // the observer knows of the attempt
   std::chrono::nanoseconds wait_began{};
   std::chrono::nanoseconds waited_for[3]{};  // by wait_for, since the last attempt

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <concepts>
 #include <coroutine>
 #include <cstddef>
@@ -135,6 +136,7 @@ class stream_state {
                const stream_options& how, std::size_t window)
       : ex_(ex),
         in_order_(how.order == result_order::input),
+        observed_(options.observer != nullptr),
         boxes_left_(window),
         source_(std::forward<Source>(samples)),
         predict_(std::move(predict)),
@@ -174,6 +176,10 @@ class stream_state {
     if (!first) return std::nullopt;
     ready_ = first->next;
     if (!ready_) last_ready_ = nullptr;
+    if (observed_) {
+      all_finished_ = std::max(all_finished_, first->finished);
+      engine_.observe_taken(first->slot, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
+    }
     std::optional<stream_item<result>> item;
     guarded([&] { item.emplace(first->index, std::move(first->slot)); },
             [&] {
@@ -239,7 +245,11 @@ class stream_state {
     return true;
   }
 
-  void settled(result*, std::size_t, void* room) noexcept { push(static_cast<box*>(room)); }
+  void settled(result*, std::size_t, void* room) noexcept {
+    box* const filled = static_cast<box*>(room);
+    if (observed_) filled->finished = now_of(ex_);
+    push(filled);
+  }
 
   bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
 
@@ -250,6 +260,7 @@ class stream_state {
     result slot = result(unexpect, error(errc::not_started, {}, 0));
     std::size_t index = unlimited;  // of the last one, which has no outcome
     box* next = nullptr;
+    std::chrono::nanoseconds finished{};  // only with an observer
   };
 
   static bool later(const box* a, const box* b) noexcept { return a->index > b->index; }
@@ -361,6 +372,7 @@ class stream_state {
 
   executor_type& ex_;
   const bool in_order_;
+  const bool observed_;
   alignas(box) static inline char waiting_mark_ = 0;
 
   std::atomic<box*> finished_{nullptr};
@@ -373,6 +385,7 @@ class stream_state {
   box* last_ready_ = nullptr;
   std::vector<box*> early_;  // input order: a heap of those whose turn has not come
   std::size_t next_index_ = 0;
+  std::chrono::nanoseconds all_finished_ = std::chrono::nanoseconds::min();  // input order: this one and all before it
   bool started_ = false;
   bool discards_ = false;
   bool orphaned_ = false;

@@ -78,7 +78,9 @@ class trial {
     if (chance(6)) options_.max_failures = pick(1, 10);
     if (chance(4)) options_.queue_timeout = std::chrono::microseconds(pick(50, 2000));
     if (!chance(3)) {
-      options_.retry = {.max_attempts = static_cast<std::uint32_t>(pick(2, 4)), .initial_backoff = std::chrono::microseconds(pick(0, 300)), .seed = 1 + seed};
+      options_.retry = {.max_attempts = static_cast<std::uint32_t>(pick(2, 4)),
+                        .initial_backoff = std::chrono::microseconds(pick(0, 300)),
+                        .seed = 1 + seed};
       if (chance(4)) options_.retry.budget = 0.5;
     }
     if (!chance(3)) {
@@ -112,10 +114,11 @@ class trial {
     CHECK(flight_.inside() == 0);
     CHECK(lives_.alive == 0);
     CHECK(weight_ == 0);
-    if (options_.max_concurrency != cobatch::unlimited) CHECK(flight_.most() <= static_cast<long>(options_.max_concurrency));
+    if (options_.max_concurrency != cobatch::unlimited)
+      CHECK(flight_.most() <= static_cast<long>(options_.max_concurrency));
     if (options_.max_weight != cobatch::unlimited) CHECK(most_weight_ <= options_.max_weight);
-    const bool halts =
-        options_.max_failures != cobatch::unlimited || options_.deadline != cobatch::no_timeout || stopper_ < samples_.size();
+    const bool halts = options_.max_failures != cobatch::unlimited || options_.deadline != cobatch::no_timeout ||
+                       stopper_ < samples_.size();
     CHECK((results.size() == samples_.size() || (halts && results.size() < samples_.size())));
     for (std::size_t i = 0; i < results.size(); ++i) {
       const int calls = samples_[i].calls;
@@ -163,16 +166,24 @@ class trial {
     const int call = ++own.calls;
     const std::size_t now = weight_ += weight(sample);
     for (std::size_t seen = most_weight_; seen < now && !most_weight_.compare_exchange_weak(seen, now);) {}
-    const std::uint32_t dice = mixed(seed_ ^ mixed(static_cast<std::uint32_t>(sample * 16) + static_cast<std::uint32_t>(call)));
+    const std::uint32_t dice =
+        mixed(seed_ ^ mixed(static_cast<std::uint32_t>(sample * 16) + static_cast<std::uint32_t>(call)));
     bool stopped = false;
     switch (dice % 5) {
-      case 0: break;
-      case 1: co_await shared_.pool.schedule(); break;
-      case 2: stopped = !co_await shared_.pool.schedule_after(std::chrono::microseconds(dice % 1000), token); break;
-      default: stopped = !co_await shared_.pool.schedule_after(std::chrono::microseconds(dice % 100), token);
+      case 0:
+        break;
+      case 1:
+        co_await shared_.pool.schedule();
+        break;
+      case 2:
+        stopped = !co_await shared_.pool.schedule_after(std::chrono::microseconds(dice % 1000), token);
+        break;
+      default:
+        stopped = !co_await shared_.pool.schedule_after(std::chrono::microseconds(dice % 100), token);
     }
     if (sample == stopper_) stop_.request_stop();
-    if (lazy && lazy->number() != static_cast<int>(sample)) throw std::logic_error("the sample did not live long enough");
+    if (lazy && lazy->number() != static_cast<int>(sample))
+      throw std::logic_error("the sample did not live long enough");
     weight_ -= weight(sample);
     if (stopped) throw std::runtime_error("stopped");
     if ((dice >> 16) % 4 == 0) throw std::runtime_error("planned");
@@ -203,7 +214,8 @@ TEST_CASE("policies stress: all of them at once, on several threads, lose no per
   for (std::size_t threads = 2; threads <= 4; ++threads) {
     thread_pool pool(threads);
     for (int round = 0; round < effort(600); ++round) {
-      shared_things shared{pool, async_semaphore(3 + random() % 6), rate_limiter(20'000, 10), cobatch::adaptive_limit()};
+      shared_things shared{pool, async_semaphore(3 + random() % 6), rate_limiter(20'000, 10),
+                           cobatch::adaptive_limit()};
       trial first(static_cast<std::uint32_t>(random()), shared), second(static_cast<std::uint32_t>(random()), shared),
           third(static_cast<std::uint32_t>(random()), shared);
       const std::vector<trial*> all{&first, &second, &third};

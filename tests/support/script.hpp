@@ -68,9 +68,12 @@ class script {
     }
     calls_[index].ended = now();
     switch (todo.ends) {
-      case act::end::value: break;
-      case act::end::failure: throw std::runtime_error("call " + std::to_string(number));
-      case act::end::later: throw cobatch::retry_later(todo.come_back);
+      case act::end::value:
+        break;
+      case act::end::failure:
+        throw std::runtime_error("call " + std::to_string(number));
+      case act::end::later:
+        throw cobatch::retry_later(todo.come_back);
     }
     co_return sample * 100 + number;
   }

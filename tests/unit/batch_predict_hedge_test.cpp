@@ -139,9 +139,8 @@ TEST_CASE("hedge: a loser that cannot be stopped is waited for, its value is not
 
 TEST_CASE("hedge: the next sample of a lane whose attempt had lost gets a token of its own") {
   simulation sim;
-  script predict(sim, [](int sample, int number) {
-    return sample == 0 && number == 1 ? value_after(1h) : value_after(10ms);
-  });
+  script predict(
+      sim, [](int sample, int number) { return sample == 0 && number == 1 ? value_after(1h) : value_after(10ms); });
   const auto results = play(sim, predict, samples_below(12), {.max_concurrency = 2, .hedge = hedged(25ms)});
   CHECK(values_in(results) == 12);
   CHECK(predict.calls_of(0) == 2);
@@ -180,7 +179,8 @@ TEST_CASE("hedge: where both attempts fail there is one failure, and its error c
 TEST_CASE("hedge: a sample both of whose attempts failed counts as one failure for max_failures") {
   simulation sim;
   script predict(sim, [](int sample, int) { return sample == 0 ? fails_after(60ms) : value_after(1000ms); });
-  const auto results = play(sim, predict, samples_below(3), {.max_failures = 2, .hedge = {.delay = 50ms, .max_extra = 0.4}});
+  const auto results =
+      play(sim, predict, samples_below(3), {.max_failures = 2, .hedge = {.delay = 50ms, .max_extra = 0.4}});
   CHECK(outline(results) == "exception 101 201");
 }
 
@@ -211,8 +211,8 @@ TEST_CASE("hedge: an attempt that fails before it was doubled is retried alone")
 TEST_CASE("hedge: second attempts count for max_attempts") {
   simulation sim;
   script predict(sim, [](int, int) { return fails_after(60ms); });
-  const auto results =
-      play(sim, predict, one, {.retry = {.max_attempts = 3, .jitter = false}, .hedge = {.delay = 50ms, .max_extra = 1}});
+  const auto results = play(sim, predict, one,
+                            {.retry = {.max_attempts = 3, .jitter = false}, .hedge = {.delay = 50ms, .max_extra = 1}});
   CHECK(results[0].error().attempts == 3);
   CHECK(predict.calls_of(7) == 3);
 }
@@ -236,7 +236,8 @@ TEST_CASE("hedge: the quantile is the batch's own, used once 20 attempts have en
     if ((sample == 3 || sample == 30) && number == 1) return value_after(1s);
     return value_after(sample % 5 == 0 ? 40ms : 10ms);
   });
-  const auto results = play(sim, predict, samples_below(31), {.max_concurrency = 2, .hedge = {.quantile = 0.9, .max_extra = 1}});
+  const auto results =
+      play(sim, predict, samples_below(31), {.max_concurrency = 2, .hedge = {.quantile = 0.9, .max_extra = 1}});
   CHECK(values_in(results) == 31);
   CHECK(predict.calls_of(3) == 2);
   CHECK(predict.calls_of(30) == 2);
@@ -250,7 +251,8 @@ TEST_CASE("hedge: the quantile is the batch's own, used once 20 attempts have en
 TEST_CASE("hedge: at the median, those that take longer than the median are doubled") {
   simulation sim;
   script predict(sim, [](int sample, int number) { return value_after(number == 1 ? (10 + sample % 10) * 1ms : 1ms); });
-  const auto results = play(sim, predict, samples_below(1000), {.max_concurrency = 10, .hedge = {.quantile = 0.9, .max_extra = 1}});
+  const auto results =
+      play(sim, predict, samples_below(1000), {.max_concurrency = 10, .hedge = {.quantile = 0.9, .max_extra = 1}});
   CHECK(values_in(results) == 1000);
   // One in ten takes longer than the 0.9 quantile, which is 18 ms (to within 1 %).
   CHECK(extra_calls(predict) > 50);
@@ -273,7 +275,8 @@ TEST_CASE("hedge: second attempts are part of max_concurrency") {
   for (const std::size_t cap : {1u, 2u, 3u, 5u}) {
     for (std::uint64_t seed = 0; seed < 10; ++seed) {
       simulation sim(seed);
-      script predict(sim, [](int sample, int number) { return value_after(sample % 4 == 0 && number == 1 ? 200ms : 20ms); });
+      script predict(sim,
+                     [](int sample, int number) { return value_after(sample % 4 == 0 && number == 1 ? 200ms : 20ms); });
       const auto results = play(sim, predict, samples_below(20), {.max_concurrency = cap, .hedge = hedged(50ms)});
       CHECK(values_in(results) == 20);
       CHECK(predict.flight().most() == static_cast<long>(cap));
@@ -284,11 +287,12 @@ TEST_CASE("hedge: second attempts are part of max_concurrency") {
 
 TEST_CASE("hedge: at the cap, the next attempt that ends makes room, ahead of samples that have not started") {
   simulation sim;
-  script predict(sim, [](int sample, int number) { 
+  script predict(sim, [](int sample, int number) {
     if (sample == 0 && number == 1) return value_after(1h);
     return value_after(sample == 1 ? 80ms : 40ms);
   });
-  const auto results = play(sim, predict, samples_below(4), {.max_concurrency = 2, .hedge = {.delay = 50ms, .max_extra = 0.5}});
+  const auto results =
+      play(sim, predict, samples_below(4), {.max_concurrency = 2, .hedge = {.delay = 50ms, .max_extra = 0.5}});
   CHECK(outline(results) == "2 101 201 301");
   CHECK(predict.order() == std::vector<int>{0, 1, 0, 2, 3});
   CHECK(predict.began(0) == times{0ms, 80ms});
@@ -318,11 +322,13 @@ TEST_CASE("hedge: a batch that hedges takes no permit for which another one wait
     script first(sim, race(value_after(200ms), value_after(1ms)));
     script second(sim, [](int, int) { return value_after(30ms); });
     run_together(sim, {[&]() -> task<void> {
-                         const auto results = co_await playing(sim, first, one, {.semaphore = &semaphore, .hedge = hedged(50ms)});
+                         const auto results =
+                             co_await playing(sim, first, one, {.semaphore = &semaphore, .hedge = hedged(50ms)});
                          CHECK(outline(results) == "701");
                        },
                        [&]() -> task<void> {
-                         const auto results = co_await playing(sim, second, samples_below(10), {.semaphore = &semaphore});
+                         const auto results =
+                             co_await playing(sim, second, samples_below(10), {.semaphore = &semaphore});
                          CHECK(values_in(results) == 10);
                        }});
     CHECK(first.flight().most() == 1);
@@ -337,8 +343,8 @@ TEST_CASE("hedge: the batch ends with its last sample, also where an attempt sti
     async_semaphore semaphore(1);
     script predict(sim, [](int, int) { return value_after(100ms); });
     run_together(sim, {[&]() -> task<void> {
-                         const auto results = co_await playing(sim, predict, one,
-                                                               {.max_concurrency = 1, .semaphore = &semaphore, .hedge = hedged(50ms)});
+                         const auto results = co_await playing(
+                             sim, predict, one, {.max_concurrency = 1, .semaphore = &semaphore, .hedge = hedged(50ms)});
                          CHECK(outline(results) == "701");
                          CHECK(elapsed(sim) == 100ms);
                        },
@@ -387,9 +393,11 @@ TEST_CASE("hedge: a stop during a race reaches both attempts") {
       script predict(sim, race(value_after(1h), value_after(1h)));
       const auto deadline = by_deadline ? std::chrono::nanoseconds(70ms) : cobatch::no_timeout;
       run_together(sim, {[&]() -> task<void> {
-                           const auto results = co_await playing(sim, predict, samples_below(2),
-                                                                 {.stop = stop, .deadline = deadline, .hedge = hedged(50ms)});
-                           CHECK(outline(results) == (by_deadline ? "deadline_exceeded deadline_exceeded" : "cancelled cancelled"));
+                           const auto results =
+                               co_await playing(sim, predict, samples_below(2),
+                                                {.stop = stop, .deadline = deadline, .hedge = hedged(50ms)});
+                           CHECK(outline(results) ==
+                                 (by_deadline ? "deadline_exceeded deadline_exceeded" : "cancelled cancelled"));
                            CHECK(elapsed(sim) == 70ms);
                          },
                          [&]() -> task<void> {
@@ -437,10 +445,12 @@ TEST_CASE("hedge: a sample that was made for the batch lives until both its atte
           if (with_retry && call <= 2) throw std::runtime_error("again");
           co_return number;
         };
-        auto range = generated([&, i = 0]() mutable { return i < 6 ? std::optional(tracked(samples, i++)) : std::nullopt; });
-        const auto results = sim.run(batch_predict(
-            sim, std::move(range), predict,
-            {.max_concurrency = 3, .retry = {.max_attempts = with_retry ? 5u : 1u}, .hedge = {.delay = 50ms, .max_extra = 3}}));
+        auto range =
+            generated([&, i = 0]() mutable { return i < 6 ? std::optional(tracked(samples, i++)) : std::nullopt; });
+        const auto results = sim.run(batch_predict(sim, std::move(range), predict,
+                                                   {.max_concurrency = 3,
+                                                    .retry = {.max_attempts = with_retry ? 5u : 1u},
+                                                    .hedge = {.delay = 50ms, .max_extra = 3}}));
         CHECK(outline(results) == "0 1 2 3 4 5");
         CHECK(samples.copies == 0);
         CHECK(samples.alive == 0);

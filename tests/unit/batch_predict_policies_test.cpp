@@ -86,7 +86,7 @@ class trial {
  public:
   trial(std::uint64_t seed, shared_things& shared) : random_(seed), shared_(shared) {
     log_.resize(pick(0, 30));
-    failing_ = pick(0, 3) * 0.25;
+    failing_ = static_cast<double>(pick(0, 3)) * 0.25;
     kind_ = pick(0, 2);
     if (chance(2)) options_.max_concurrency = pick(1, 6);
     if (chance(3)) options_.semaphore = &shared_.semaphore;
@@ -205,7 +205,8 @@ class trial {
     CHECK(samples_.copies == 0);
     CHECK(flight_.inside() == 0);
     CHECK(weight_ == 0);
-    if (options_.max_concurrency != cobatch::unlimited) CHECK(flight_.most() <= static_cast<long>(options_.max_concurrency));
+    if (options_.max_concurrency != cobatch::unlimited)
+      CHECK(flight_.most() <= static_cast<long>(options_.max_concurrency));
     if (kind_ == 0 && options_.max_weight != cobatch::unlimited) CHECK(most_weight_ <= options_.max_weight);
     REQUIRE(results.size() == log_.size());
 
@@ -256,7 +257,8 @@ class trial {
           CHECK(own.too_heavy);
           CHECK(own.calls == 0);
           break;
-        default: FAIL_CHECK("an outcome that nothing explains");
+        default:
+          FAIL_CHECK("an outcome that nothing explains");
       }
     }
     double allowed = hedges ? options_.hedge.max_extra * started : 0;
@@ -318,8 +320,8 @@ TEST_CASE("policies: whatever they are, every sample has one plausible outcome, 
       last_limit = 1 + random() % 5;
       shared.semaphore.set_limit(last_limit);  // not paused for ever
     };
-    run_together(sim, {[&] { return first.run(); }, [&] { return second.run(); }, [&] { return first.stop_some_time(); },
-                       [&] { return second.stop_some_time(); }, change_limits});
+    run_together(sim, {[&] { return first.run(); }, [&] { return second.run(); },
+                       [&] { return first.stop_some_time(); }, [&] { return second.stop_some_time(); }, change_limits});
     CHECK(shared.semaphore.available() == last_limit);
     CHECK(shared.semaphore.waiting() == 0);
     CHECK(shared.rate.waiting() == 0);

@@ -48,7 +48,8 @@ auto always(act todo) {
 /// When each call began.
 times starts(const script& predict) {
   times all;
-  for (const auto& each : predict.calls()) all.push_back(std::chrono::duration_cast<std::chrono::milliseconds>(each.began));
+  for (const auto& each : predict.calls())
+    all.push_back(std::chrono::duration_cast<std::chrono::milliseconds>(each.began));
   return all;
 }
 
@@ -60,7 +61,8 @@ times spaced(std::chrono::milliseconds first, std::chrono::milliseconds apart, i
 }
 
 /// Holds all of a semaphore, from one time to another.
-task<void> hold(simulation& sim, async_semaphore& semaphore, std::chrono::milliseconds from, std::chrono::milliseconds until) {
+task<void> hold(simulation& sim, async_semaphore& semaphore, std::chrono::milliseconds from,
+                std::chrono::milliseconds until) {
   co_await sim.schedule_after(from);
   const auto permit = co_await semaphore.acquire(semaphore.limit());
   co_await sim.schedule_after(until - from);
@@ -106,12 +108,8 @@ TEST_CASE("rate: two batches share it, first come, first served") {
     rate_limiter rate(100);
     script first(sim, always(value_after(1ms)));
     script second(sim, always(value_after(1ms)));
-    run_together(sim, {[&]() -> task<void> {
-                         co_await playing(sim, first, samples_below(20), {.rate = &rate});
-                       },
-                       [&]() -> task<void> {
-                         co_await playing(sim, second, samples_below(20), {.rate = &rate});
-                       }});
+    run_together(sim, {[&]() -> task<void> { co_await playing(sim, first, samples_below(20), {.rate = &rate}); },
+                       [&]() -> task<void> { co_await playing(sim, second, samples_below(20), {.rate = &rate}); }});
     times all = starts(first);
     const times others = starts(second);
     all.insert(all.end(), others.begin(), others.end());
@@ -129,8 +127,8 @@ TEST_CASE("rate: a retry pays as well") {
   simulation sim;
   rate_limiter rate(10);
   script predict(sim, [](int, int number) { return number < 3 ? fails_after(0ms) : value_after(0ms); });
-  const auto results = play(sim, predict, samples_below(4),
-                            {.retry = {.max_attempts = 3, .initial_backoff = 0ns}, .rate = &rate});
+  const auto results =
+      play(sim, predict, samples_below(4), {.retry = {.max_attempts = 3, .initial_backoff = 0ns}, .rate = &rate});
   CHECK(values_in(results) == 4);
   CHECK(starts(predict) == spaced(0ms, 100ms, 12));
 }
@@ -138,7 +136,8 @@ TEST_CASE("rate: a retry pays as well") {
 TEST_CASE("rate: while a retry sleeps it holds no token") {
   simulation sim;
   rate_limiter rate(10);
-  script predict(sim, [](int sample, int number) { return sample == 0 && number == 1 ? fails_after(0ms) : value_after(0ms); });
+  script predict(
+      sim, [](int sample, int number) { return sample == 0 && number == 1 ? fails_after(0ms) : value_after(0ms); });
   const auto results = play(sim, predict, samples_below(5),
                             {.retry = {.max_attempts = 2, .initial_backoff = 250ms, .jitter = false}, .rate = &rate});
   CHECK(outline(results) == "2 101 201 301 401");
@@ -155,8 +154,8 @@ TEST_CASE("rate: a stop or the deadline while a sample waits for its token ends 
       script predict(sim, always(value_after(1ms)));
       const auto deadline = by_deadline ? std::chrono::nanoseconds(1500ms) : cobatch::no_timeout;
       run_together(sim, {[&]() -> task<void> {
-                           const auto results =
-                               co_await playing(sim, predict, samples_below(5), {.stop = stop, .deadline = deadline, .rate = &rate});
+                           const auto results = co_await playing(sim, predict, samples_below(5),
+                                                                 {.stop = stop, .deadline = deadline, .rate = &rate});
                            CHECK(outline(results) == "1 101 not_started not_started not_started");
                            CHECK(elapsed(sim) == 1500ms);
                          },
@@ -216,7 +215,8 @@ TEST_CASE("queue_timeout: a sample that waits too long for its permit says so, a
     run_together(sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 100ms); },
                        [&]() -> task<void> {
                          co_await sim.schedule_after(1ms);
-                         const auto results = co_await playing(sim, predict, one, {.semaphore = &semaphore, .queue_timeout = 20ms});
+                         const auto results =
+                             co_await playing(sim, predict, one, {.semaphore = &semaphore, .queue_timeout = 20ms});
                          CHECK(outline(results) == "queue_timed_out");
                          CHECK(results[0].error().attempts == 0);
                          CHECK(results[0].error().exception == nullptr);
@@ -236,8 +236,8 @@ TEST_CASE("queue_timeout: the others go on") {
     run_together(sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 50ms); },
                        [&]() -> task<void> {
                          co_await sim.schedule_after(1ms);
-                         const auto results =
-                             co_await playing(sim, predict, samples_below(6), {.semaphore = &semaphore, .queue_timeout = 20ms});
+                         const auto results = co_await playing(sim, predict, samples_below(6),
+                                                               {.semaphore = &semaphore, .queue_timeout = 20ms});
                          // The time of each runs from its turn at the head of its batch's queue.
                          CHECK(outline(results) == "queue_timed_out queue_timed_out 201 301 401 501");
                        }});
@@ -267,18 +267,20 @@ TEST_CASE("queue_timeout: it is a failure for max_failures, and not tried again"
   simulation sim;
   async_semaphore semaphore(1);
   script predict(sim, always(value_after(5ms)));
-  run_together(sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 1000ms); },
-                     [&]() -> task<void> {
-                       co_await sim.schedule_after(1ms);
-                       const auto results =
-                           co_await playing(sim, predict, samples_below(5),
-                                            {.semaphore = &semaphore, .queue_timeout = 20ms, .max_failures = 2, .retry = {.max_attempts = 3}});
-                       CHECK(outline(results) == "queue_timed_out queue_timed_out not_started not_started not_started");
-                       CHECK(elapsed(sim) == 41ms);
-                     }});
+  run_together(
+      sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 1000ms); },
+            [&]() -> task<void> {
+              co_await sim.schedule_after(1ms);
+              const auto results = co_await playing(
+                  sim, predict, samples_below(5),
+                  {.semaphore = &semaphore, .queue_timeout = 20ms, .max_failures = 2, .retry = {.max_attempts = 3}});
+              CHECK(outline(results) == "queue_timed_out queue_timed_out not_started not_started not_started");
+              CHECK(elapsed(sim) == 41ms);
+            }});
 }
 
-TEST_CASE("queue_timeout: a permit that comes at that very moment is used or given back, and the sample has one outcome") {
+TEST_CASE(
+    "queue_timeout: a permit that comes at that very moment is used or given back, and the sample has one outcome") {
   for (std::uint64_t seed = 0; seed < 100; ++seed) {
     simulation sim(seed);
     async_semaphore semaphore(1);
@@ -286,8 +288,8 @@ TEST_CASE("queue_timeout: a permit that comes at that very moment is used or giv
     run_together(sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 21ms); },
                        [&]() -> task<void> {
                          co_await sim.schedule_after(1ms);
-                         const auto results =
-                             co_await playing(sim, predict, samples_below(3), {.semaphore = &semaphore, .queue_timeout = 20ms});
+                         const auto results = co_await playing(sim, predict, samples_below(3),
+                                                               {.semaphore = &semaphore, .queue_timeout = 20ms});
                          CHECK(values_in(results) + count_of(results, errc::queue_timed_out) == 3);
                          CHECK(values_in(results) >= 2);
                          CHECK(static_cast<long>(predict.calls().size()) == values_in(results));
@@ -296,19 +298,21 @@ TEST_CASE("queue_timeout: a permit that comes at that very moment is used or giv
   }
 }
 
-TEST_CASE("queue_timeout: a retried sample that waits too long for its next attempt says so, with the attempts it had") {
+TEST_CASE(
+    "queue_timeout: a retried sample that waits too long for its next attempt says so, with the attempts it had") {
   simulation sim;
   async_semaphore semaphore(1);
   script predict(sim, always(fails_after(10ms)));
-  run_together(sim, {[&]() -> task<void> {
-                       const auto results = co_await playing(
-                           sim, predict, one,
-                           {.semaphore = &semaphore, .queue_timeout = 20ms, .retry = {.max_attempts = 3, .jitter = false}});
-                       CHECK(outline(results) == "queue_timed_out");
-                       CHECK(results[0].error().attempts == 1);
-                       CHECK(elapsed(sim) == 130ms);
-                     },
-                     [&]() -> task<void> { co_await hold(sim, semaphore, 50ms, 1000ms); }});
+  run_together(sim,
+               {[&]() -> task<void> {
+                  const auto results = co_await playing(
+                      sim, predict, one,
+                      {.semaphore = &semaphore, .queue_timeout = 20ms, .retry = {.max_attempts = 3, .jitter = false}});
+                  CHECK(outline(results) == "queue_timed_out");
+                  CHECK(results[0].error().attempts == 1);
+                  CHECK(elapsed(sim) == 130ms);
+                },
+                [&]() -> task<void> { co_await hold(sim, semaphore, 50ms, 1000ms); }});
 }
 
 TEST_CASE("queue_timeout: a sample of a single-pass range is read for it") {
@@ -322,9 +326,11 @@ TEST_CASE("queue_timeout: a sample of a single-pass range is read for it") {
   run_together(sim, {[&]() -> task<void> { co_await hold(sim, semaphore, 0ms, 50ms); },
                      [&]() -> task<void> {
                        co_await sim.schedule_after(1ms);
-                       auto range = generated([&, i = 0]() mutable { return i < 5 ? std::optional(tracked(samples, i++)) : std::nullopt; });
-                       const auto results =
-                           co_await batch_predict(sim, std::move(range), predict, {.semaphore = &semaphore, .queue_timeout = 20ms});
+                       auto range = generated([&, i = 0]() mutable {
+                         return i < 5 ? std::optional(tracked(samples, i++)) : std::nullopt;
+                       });
+                       const auto results = co_await batch_predict(sim, std::move(range), predict,
+                                                                   {.semaphore = &semaphore, .queue_timeout = 20ms});
                        CHECK(outline(results) == "queue_timed_out queue_timed_out 2 3 4");
                      }});
   CHECK(samples.alive == 0);

@@ -184,7 +184,8 @@ TEST_CASE("retry: a value ends it, and nothing tells of the failures before") {
 
 TEST_CASE("retry: only what failed is tried again") {
   simulation sim;
-  script predict(sim, [](int sample, int number) { return sample % 3 == 0 && number == 1 ? fails_after(1ms) : value_after(1ms); });
+  script predict(
+      sim, [](int sample, int number) { return sample % 3 == 0 && number == 1 ? fails_after(1ms) : value_after(1ms); });
   const auto results = play(sim, predict, samples_below(7), {.max_concurrency = 2, .retry = exactly(3)});
   CHECK(outline(results) == "2 101 201 302 401 501 602");
   CHECK(predict.calls().size() == 10);
@@ -201,7 +202,8 @@ TEST_CASE("retry: retry_if decides, from the error, with the attempts made so fa
   CHECK(results[0].error().attempts == 2);
 
   script never(sim, always_fails);
-  const auto once = play(sim, never, one, {.retry = {.max_attempts = 9, .retry_if = [](const error&) { return false; }}});
+  const auto once =
+      play(sim, never, one, {.retry = {.max_attempts = 9, .retry_if = [](const error&) { return false; }}});
   CHECK(once[0].error().attempts == 1);
 }
 
@@ -232,8 +234,7 @@ TEST_CASE("retry: what was cancelled is not tried again") {
   std::stop_source stop;
   script predict(sim, [](int, int) { return value_after(1h); });
   run_together(sim, {[&]() -> task<void> {
-                       const auto results =
-                           co_await playing(sim, predict, one, {.stop = stop, .retry = exactly(3)});
+                       const auto results = co_await playing(sim, predict, one, {.stop = stop, .retry = exactly(3)});
                        CHECK(outline(results) == "cancelled");
                        CHECK(results[0].error().attempts == 1);
                      },
@@ -298,7 +299,8 @@ TEST_CASE("retry: an error may say when to come back: retry_after() of the user'
 
 TEST_CASE("retry: the permit is free during the backoff: the next sample takes it") {
   simulation sim;
-  script predict(sim, [](int sample, int number) { return sample == 0 && number == 1 ? fails_after(10ms) : value_after(10ms); });
+  script predict(
+      sim, [](int sample, int number) { return sample == 0 && number == 1 ? fails_after(10ms) : value_after(10ms); });
   const auto results = play(sim, predict, samples_below(4), {.max_concurrency = 1, .retry = exactly(2)});
   CHECK(outline(results) == "2 101 201 301");
   CHECK(predict.order() == std::vector<int>{0, 1, 2, 3, 0});
@@ -312,13 +314,15 @@ TEST_CASE("retry: the permit of a shared semaphore is free during the backoff: a
   script first(sim, succeeds_at(2, 10ms));
   script second(sim, [](int, int) { return value_after(30ms); });
   run_together(sim, {[&]() -> task<void> {
-                       const auto results = co_await playing(sim, first, one, {.semaphore = &semaphore, .retry = exactly(2)});
+                       const auto results =
+                           co_await playing(sim, first, one, {.semaphore = &semaphore, .retry = exactly(2)});
                        CHECK(outline(results) == "702");
                        CHECK(elapsed(sim) == 140ms);  // 10, then 100 asleep, then behind the other one until 130
                      },
                      [&]() -> task<void> {
                        co_await sim.schedule_after(1ms);
-                       const auto results = co_await playing(sim, second, samples_below(5), {.max_concurrency = 1, .semaphore = &semaphore});
+                       const auto results = co_await playing(sim, second, samples_below(5),
+                                                             {.max_concurrency = 1, .semaphore = &semaphore});
                        CHECK(outline(results) == "1 101 201 301 401");
                      }});
   CHECK(first.began(7) == times{0ms, 130ms});
@@ -340,7 +344,8 @@ TEST_CASE("retry: nothing of the failed attempt is alive during the backoff") {
 
 TEST_CASE("retry: a sample whose backoff is over goes ahead of samples that have not started, oldest first") {
   simulation sim;
-  script predict(sim, [](int sample, int number) { return sample < 3 && number == 1 ? fails_after(10ms) : value_after(100ms); });
+  script predict(
+      sim, [](int sample, int number) { return sample < 3 && number == 1 ? fails_after(10ms) : value_after(100ms); });
   const auto results = play(sim, predict, samples_below(6), {.max_concurrency = 1, .retry = exactly(2, 20ms)});
   CHECK(values_in(results) == 6);
   // 0 sleeps until 30, 1 until 40, 2 until 50; 3 takes until 130.
@@ -348,12 +353,15 @@ TEST_CASE("retry: a sample whose backoff is over goes ahead of samples that have
   CHECK(elapsed(sim) == 630ms);
 }
 
-TEST_CASE("retry: a sample that comes back while another of its batch queues for a permit takes that one's place in it") {
+TEST_CASE(
+    "retry: a sample that comes back while another of its batch queues for a permit takes that one's place in it") {
   // The batch has one waiter in the semaphore, whoever it will be for. Nothing may spin until it is granted.
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     simulation sim(seed);
     async_semaphore semaphore(2);
-    script predict(sim, [](int sample, int number) { return sample == 0 && number == 1 ? fails_after(10ms) : value_after(100ms); });
+    script predict(sim, [](int sample, int number) {
+      return sample == 0 && number == 1 ? fails_after(10ms) : value_after(100ms);
+    });
     run_together(sim, {[&]() -> task<void> {
                          const auto results = co_await playing(
                              sim, predict, samples_below(4),
@@ -375,8 +383,8 @@ TEST_CASE("retry: many that come back at once share what room there is") {
     simulation sim(seed);
     async_semaphore semaphore(3);
     script predict(sim, succeeds_at(4, 1ms));
-    const auto results =
-        play(sim, predict, samples_below(50), {.max_concurrency = 5, .semaphore = &semaphore, .retry = exactly(4, 1ms)});
+    const auto results = play(sim, predict, samples_below(50),
+                              {.max_concurrency = 5, .semaphore = &semaphore, .retry = exactly(4, 1ms)});
     CHECK(values_in(results) == 50);
     CHECK(predict.calls().size() == 200);
     CHECK(predict.flight().most() == 3);
@@ -402,7 +410,9 @@ TEST_CASE("retry: a budget allows so many extra attempts for each sample that ha
 
 TEST_CASE("retry: a budget is no hindrance to few failures, and one of 0 allows nothing") {
   simulation sim;
-  script few(sim, [](int sample, int number) { return sample % 20 == 19 && number == 1 ? fails_after(0ms) : value_after(0ms); });
+  script few(sim, [](int sample, int number) {
+    return sample % 20 == 19 && number == 1 ? fails_after(0ms) : value_after(0ms);
+  });
   const auto results = play(sim, few, samples_below(100),
                             {.max_concurrency = 4, .retry = {.max_attempts = 2, .jitter = false, .budget = 0.1}});
   CHECK(values_in(results) == 100);
@@ -417,11 +427,13 @@ TEST_CASE("retry: a budget is no hindrance to few failures, and one of 0 allows 
 TEST_CASE("retry: failures count for max_failures when they are final, not before") {
   simulation sim;
   script predict(sim, succeeds_at(2));
-  const auto results = play(sim, predict, samples_below(20), {.max_concurrency = 2, .max_failures = 1, .retry = exactly(2)});
+  const auto results =
+      play(sim, predict, samples_below(20), {.max_concurrency = 2, .max_failures = 1, .retry = exactly(2)});
   CHECK(values_in(results) == 20);
 
   script fails(sim, [](int sample, int) { return sample == 4 ? fails_after(0ms) : value_after(0ms); });
-  const auto stopped = play(sim, fails, samples_below(6), {.max_concurrency = 1, .max_failures = 1, .retry = exactly(3)});
+  const auto stopped =
+      play(sim, fails, samples_below(6), {.max_concurrency = 1, .max_failures = 1, .retry = exactly(3)});
   CHECK(outline(stopped) == "1 101 201 301 exception 501");  // 5 had its turn while 4 slept
   CHECK(stopped[4].error().attempts == 3);
 }
@@ -431,7 +443,8 @@ TEST_CASE("retry: a stop during the backoff ends the batch at once, and the last
   std::stop_source stop;
   script predict(sim, always_fails);
   run_together(sim, {[&]() -> task<void> {
-                       const auto results = co_await playing(sim, predict, samples_below(3), {.stop = stop, .retry = exactly(9, 1h)});
+                       const auto results =
+                           co_await playing(sim, predict, samples_below(3), {.stop = stop, .retry = exactly(9, 1h)});
                        CHECK(outline(results) == "exception exception exception");
                        CHECK(results[1].error().attempts == 1);
                        CHECK_THROWS_WITH(std::rethrow_exception(results[1].error().exception), "call 1");
@@ -473,8 +486,9 @@ TEST_CASE("retry: a stop while samples sleep and others are in flight waits for 
     return act{.takes = 40ms, .listens = false};
   });
   run_together(sim, {[&]() -> task<void> {
-                       const auto results = co_await playing(sim, predict, samples_below(3),
-                                                             {.max_concurrency = 2, .stop = stop, .retry = exactly(9, 1h)});
+                       const auto results =
+                           co_await playing(sim, predict, samples_below(3),
+                                            {.max_concurrency = 2, .stop = stop, .retry = exactly(9, 1h)});
                        CHECK(outline(results) == "exception 101 201");
                        CHECK(elapsed(sim) == 40ms);
                      },
@@ -489,8 +503,8 @@ TEST_CASE("retry: a sample that is stopped while it queues for its next attempt 
   async_semaphore semaphore(1);
   script predict(sim, always_fails);
   run_together(sim, {[&]() -> task<void> {
-                       const auto results = co_await playing(sim, predict, one,
-                                                             {.semaphore = &semaphore, .deadline = 500ms, .retry = exactly(2)});
+                       const auto results = co_await playing(
+                           sim, predict, one, {.semaphore = &semaphore, .deadline = 500ms, .retry = exactly(2)});
                        CHECK(outline(results) == "exception");
                        CHECK(results[0].error().attempts == 1);
                        CHECK(elapsed(sim) == 500ms);
@@ -519,7 +533,8 @@ TEST_CASE("retry: a sample of a single-pass range is kept for its next attempt, 
     co_return number;
   };
   auto range = generated([&, i = 0]() mutable { return i < 6 ? std::optional(tracked(samples, i++)) : std::nullopt; });
-  const auto results = sim.run(batch_predict(sim, std::move(range), predict, {.max_concurrency = 2, .retry = exactly(3)}));
+  const auto results =
+      sim.run(batch_predict(sim, std::move(range), predict, {.max_concurrency = 2, .retry = exactly(3)}));
   CHECK(outline(results) == "0 1 2 3 4 5");
   CHECK(seen.size() == 12);
   CHECK(samples.copies == 0);
@@ -559,7 +574,8 @@ TEST_CASE("retry: a sample that cannot be moved keeps its last error, and the ot
     const auto results = sim.run(batch_predict(sim, std::move(range), predict, {.retry = exactly(20)}));
     hard_to_move::moves_until_failure = 0;
     CHECK(results.size() <= 3);
-    for (const auto& each : results) CHECK((each || each.error().code == errc::exception || each.error().code == errc::input_failed));
+    for (const auto& each : results)
+      CHECK((each || each.error().code == errc::exception || each.error().code == errc::input_failed));
   }
 }
 

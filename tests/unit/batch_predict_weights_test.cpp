@@ -92,8 +92,9 @@ std::size_t as_it_says(int sample) {
 TEST_CASE("weights: the sum in flight stays within max_weight, and comes close to it") {
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     simulation sim(seed);
-    weighing predict(sim, [](int sample, int) { return value_after((1 + sample * 7919 % 13) * 1ms); },
-                     [](int sample) { return 1 + static_cast<std::size_t>(sample) * 31 % 5; });
+    weighing predict(
+        sim, [](int sample, int) { return value_after((1 + sample * 7919 % 13) * 1ms); },
+        [](int sample) { return 1 + static_cast<std::size_t>(sample) * 31 % 5; });
     const auto results = play(sim, predict, samples_below(100), {.max_weight = 10});
     CHECK(values_in(results) == 100);
     CHECK(predict.most() <= 10);
@@ -149,7 +150,8 @@ TEST_CASE("weights: a sample whose cost throws fails with that exception, the ot
       if (sample == 2) throw std::runtime_error("no tokenizer");
       return 2;
     });
-    const auto results = play(sim, predict, samples_below(5), {.semaphore = &semaphore, .max_weight = 10, .retry = {.max_attempts = 3}});
+    const auto results =
+        play(sim, predict, samples_below(5), {.semaphore = &semaphore, .max_weight = 10, .retry = {.max_attempts = 3}});
     CHECK(outline(results) == "1 101 exception 301 401");
     CHECK_THROWS_WITH(std::rethrow_exception(results[2].error().exception), "no tokenizer");
     CHECK(results[2].error().attempts == 0);
@@ -188,11 +190,13 @@ TEST_CASE("weights: they are taken from the shared semaphore as well") {
     weighing second(sim, always(value_after(7ms)), [](int) { return std::size_t{3}; });
     std::size_t least_free = 8;
     run_together(sim, {[&]() -> task<void> {
-                         const auto results = co_await playing(sim, first, samples_below(40), {.semaphore = &semaphore});
+                         const auto results =
+                             co_await playing(sim, first, samples_below(40), {.semaphore = &semaphore});
                          CHECK(values_in(results) == 40);
                        },
                        [&]() -> task<void> {
-                         const auto results = co_await playing(sim, second, samples_below(20), {.semaphore = &semaphore, .max_weight = 6});
+                         const auto results = co_await playing(sim, second, samples_below(20),
+                                                               {.semaphore = &semaphore, .max_weight = 6});
                          CHECK(values_in(results) == 20);
                        },
                        [&]() -> task<void> {
@@ -208,7 +212,8 @@ TEST_CASE("weights: they are taken from the shared semaphore as well") {
   }
 }
 
-TEST_CASE("weights: a sample that weighs more than the shared semaphore's limit fails, and holds nothing of its own cap") {
+TEST_CASE(
+    "weights: a sample that weighs more than the shared semaphore's limit fails, and holds nothing of its own cap") {
   simulation sim;
   async_semaphore semaphore(5);
   weighing predict(sim, always(value_after(10ms)), as_it_says);
@@ -220,7 +225,8 @@ TEST_CASE("weights: a sample that weighs more than the shared semaphore's limit 
 TEST_CASE("weights: a retried sample gives its weight back during the backoff, and takes it again") {
   simulation sim;
   async_semaphore semaphore(10);
-  weighing predict(sim, [](int, int number) { return number == 1 ? fails_after(10ms) : value_after(10ms); }, as_it_says);
+  weighing predict(
+      sim, [](int, int number) { return number == 1 ? fails_after(10ms) : value_after(10ms); }, as_it_says);
   const std::vector<int> samples{9, 8};
   run_together(sim, {[&]() -> task<void> {
                        const auto results = co_await playing(
@@ -243,10 +249,13 @@ TEST_CASE("weights: a second attempt weighs as much as the first") {
     async_semaphore semaphore(10);
     const auto plan = [](int, int number) { return value_after(number == 1 ? 200ms : 1ms); };
     weighing fits(sim, plan, [](int) { return std::size_t{5}; });
-    CHECK(outline(play(sim, fits, {7}, {.semaphore = &semaphore, .max_weight = 10, .hedge = {.delay = 50ms, .max_extra = 1}})) == "702");
+    CHECK(outline(play(sim, fits, {7},
+                       {.semaphore = &semaphore, .max_weight = 10, .hedge = {.delay = 50ms, .max_extra = 1}})) ==
+          "702");
     CHECK(fits.most() == 10);
     weighing does_not(sim, plan, [](int) { return std::size_t{6}; });
-    CHECK(outline(play(sim, does_not, {7}, {.semaphore = &semaphore, .hedge = {.delay = 50ms, .max_extra = 1}})) == "701");
+    CHECK(outline(play(sim, does_not, {7}, {.semaphore = &semaphore, .hedge = {.delay = 50ms, .max_extra = 1}})) ==
+          "701");
     CHECK(semaphore.available() == 10);
   }
 }
@@ -256,12 +265,15 @@ TEST_CASE("weights: a lane that could not double a light sample takes all that a
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     simulation sim(seed);
     async_semaphore semaphore(10);
-    weighing predict(sim, [](int sample, int number) { return value_after(sample == 0 && number == 1 ? 300ms : 80ms); },
-                     [](int sample) { return std::size_t{sample < 2 ? 1u : 8u}; });
+    weighing predict(
+        sim, [](int sample, int number) { return value_after(sample == 0 && number == 1 ? 300ms : 80ms); },
+        [](int sample) { return std::size_t{sample < 2 ? 1u : 8u}; });
     run_together(sim, {[&]() -> task<void> {
-                         const auto results = co_await playing(
-                             sim, predict, samples_below(6),
-                             {.max_concurrency = 2, .semaphore = &semaphore, .max_weight = 9, .hedge = {.delay = 50ms, .max_extra = 1}});
+                         const auto results = co_await playing(sim, predict, samples_below(6),
+                                                               {.max_concurrency = 2,
+                                                                .semaphore = &semaphore,
+                                                                .max_weight = 9,
+                                                                .hedge = {.delay = 50ms, .max_extra = 1}});
                          CHECK(values_in(results) == 6);
                        },
                        [&]() -> task<void> {

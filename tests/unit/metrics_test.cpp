@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <cobatch/metrics.hpp>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
 #include <sstream>
 #include <string>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <cobatch/progress_bar.hpp>
 
+#include <algorithm>
 #include <cstdlib>
 #include <sstream>
 #include <string>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <cobatch/trace.hpp>
 
+#include <map>
 #include <regex>
 #include <sstream>
 #include <string>
