@@ -55,11 +55,11 @@ std::uint32_t mixed(std::uint32_t seed, int sample) {
 }
 
 class dice {
-public:
+ public:
   explicit dice(std::uint32_t seed) : engine_(seed) {}
   std::uint32_t operator()() { return static_cast<std::uint32_t>(engine_()); }
 
-private:
+ private:
   std::mt19937 engine_;
 };
 

@@ -184,7 +184,8 @@ TEST_CASE("micro batcher: a pool that stops in the middle leaves nobody waiting"
     counts.alive = users;
     {
       std::optional<thread_pool> pool(2);
-      auto all = std::make_unique<batcher>(*pool, doubling(*pool, calls, false), micro_batch_options{.max_batch_size = 4});
+      auto all =
+          std::make_unique<batcher>(*pool, doubling(*pool, calls, false), micro_batch_options{.max_batch_size = 4});
       const auto call = [](thread_pool& on, batcher& of, tally& all_counts) -> detached {
         for (int i = 0; i < 20; ++i) {
           (void)on;
