@@ -66,7 +66,7 @@ measurement measure(thread_pool& pool, const std::vector<digits::image>& images,
 
 /// One row of a table; false if the two ways differ in their answers.
 bool compare(int callers, const measurement& alone, const measurement& batched) {
-  std::printf("%8d %14.0f %14.0f %9.2f x\n", callers, alone.per_second, batched.per_second,
+  std::printf("%8d %14.0f %14.0f %9.3g x\n", callers, alone.per_second, batched.per_second,
               batched.per_second / alone.per_second);
   return alone.correct == batched.correct && alone.correct > 0;
 }

@@ -925,14 +925,15 @@ void batch_engine<Types>::end_waits(bool also_with_sample) {
 }
 
 /// Between two samples: a permit goes to whoever waits for one, unless that is only ourselves, and where the limit was
-/// lowered. What each sample must have anew is given back in any case.
+/// lowered. What each sample must have anew is given back in any case; and with the limit, what is had after it: two batches
+/// that have both would wait for each other, if one could keep its permit while it waits for the limit.
 template <class Types>
 void batch_engine<Types>::give_way(lane& self) {
   self.limit_permit.release();
   self.weight_permit.release();
   if (!self.shared_permit) return;
   const std::size_t ours = someone_waits_.load(std::memory_order_relaxed) ? 1 : 0;
-  if (weighs || options_.semaphore->waiting() > ours || semaphore_access::core(*options_.semaphore).overdrawn()) {
+  if (weighs || options_.limit || options_.semaphore->waiting() > ours || semaphore_access::core(*options_.semaphore).overdrawn()) {
     self.shared_permit.release();
   }
 }

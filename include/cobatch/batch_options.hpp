@@ -61,7 +61,7 @@ inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity
 /// of type retry_later, or a member `std::chrono::nanoseconds retry_after() const` of the user's error type; it is
 /// used in place of the backoff where it is longer.
 struct retry_policy {
-  std::uint32_t max_attempts = 1;  ///< how often predict is called for a sample at the most
+  std::uint32_t max_attempts = 1;  ///< tried again while predict was called less often for it; 1: never
   std::chrono::nanoseconds initial_backoff = std::chrono::milliseconds(100);
   std::chrono::nanoseconds max_backoff = std::chrono::seconds(10);
   double multiplier = 2.0;

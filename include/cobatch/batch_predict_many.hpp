@@ -101,9 +101,10 @@ struct many_traits {
     if constexpr (is_expected_v<Value>) {
       return element_of<typename Value::value_type>();
     } else {
-      static_assert(detail::many<Value>,
-                    "cobatch: predict_many must return a std::vector<T> or a std::vector<expected<T, E>>, or an awaitable "
-                    "of one");
+      static_assert(
+          detail::many<Value>,
+          "cobatch: predict_many must return a std::vector<T> or a std::vector<expected<T, E>>, or an awaitable "
+          "of one");
       return std::type_identity<std::ranges::range_value_t<Value>>{};
     }
   }
@@ -113,9 +114,10 @@ struct many_traits {
   static constexpr bool is_awaitable = awaitable<raw>;
   using value = typename decltype(awaited<raw>())::type;
   using outcome = typename outcome_of_element<typename decltype(element_of<value>())::type, error>::type;
-  static_assert(std::constructible_from<typename outcome::error_type, error>,
-                "cobatch: the error type of predict_many's results must be constructible from cobatch::error: that is what "
-                "a sample has whose batch failed or did not start");
+  static_assert(
+      std::constructible_from<typename outcome::error_type, error>,
+      "cobatch: the error type of predict_many's results must be constructible from cobatch::error: that is what "
+      "a sample has whose batch failed or did not start");
 };
 
 /// The outcomes of one batch while it is cut into ranges.
@@ -229,16 +231,20 @@ one_batch<Traits, PredictMany> call_one_batch(PredictMany& predict_many, typenam
       outcomes.give_up(errc::cancelled);
       break;
     }
-    const bool go_on = guarded([&] { return outcomes.put(Traits::call(predict_many, outcomes.next(batch), stop), failure); },
-                               [&] { return outcomes.fail(error(errc::exception, std::current_exception()), failure); });
+    const bool go_on =
+        guarded([&] { return outcomes.put(Traits::call(predict_many, outcomes.next(batch), stop), failure); },
+                [&] { return outcomes.fail(error(errc::exception, std::current_exception()), failure); });
     if (!go_on) return unexpected(std::move(failure));
   }
   return outcomes.take();
 }
 
 template <class Executor, class View, class PredictMany>
-task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_batches(
-    Executor& ex, View samples, PredictMany predict_many, many_options many, batch_options options, std::stop_token stop) {
+task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_batches(Executor& ex, View samples,
+                                                                                       PredictMany predict_many,
+                                                                                       many_options many,
+                                                                                       batch_options options,
+                                                                                       std::stop_token stop) {
   using traits = many_traits<View, PredictMany>;
   using batch_type = typename traits::samples;
   const batch_type all(std::ranges::data(samples), static_cast<std::size_t>(std::ranges::size(samples)));

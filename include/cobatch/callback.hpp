@@ -139,7 +139,8 @@ class callback_state final : public callback_core {
                 "cobatch: from_callback<T>: T must be void or an object type; for a reference use a pointer");
   static_assert(alignof(std::optional<expected<T, error>>) <= __STDCPP_DEFAULT_NEW_ALIGNMENT__,
                 "cobatch: from_callback<T>: an over-aligned T has no place here; use a std::unique_ptr<T>");
-  static_assert(!no_plain_value<T, T>, "cobatch: from_callback<T>: an error or an exception cannot be the value as well");
+  static_assert(!no_plain_value<T, T>,
+                "cobatch: from_callback<T>: an error or an exception cannot be the value as well");
 
  public:
   template <class Write>

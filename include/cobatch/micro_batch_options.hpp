@@ -14,12 +14,13 @@ namespace cobatch {
 ///
 /// A trivially copyable aggregate for designated initialisers: `{.max_batch_size = 64, .max_delay = 2ms}`.
 struct micro_batch_options {
-  std::size_t max_batch_size = 32;                                       ///< samples in one call of predict_many
-  std::chrono::nanoseconds max_delay = std::chrono::milliseconds(1);     ///< how long a sample waits for others; 0: not at all
-  std::size_t max_concurrent_batches = 1;                                ///< calls of predict_many that run at a time
-  std::size_t max_queue = unlimited;                                     ///< samples that wait; beyond: errc::queue_full
-  std::size_t max_batch_cost = unlimited;                                ///< the sum of costs in one call, see weighted()
-  bool isolate_failures = false;                                         ///< find out whose fault a failed batch is
+  std::size_t max_batch_size = 32;  ///< samples in one call of predict_many
+  /// How long a sample waits for others; 0: not at all.
+  std::chrono::nanoseconds max_delay = std::chrono::milliseconds(1);
+  std::size_t max_concurrent_batches = 1;  ///< calls of predict_many that run at a time
+  std::size_t max_queue = unlimited;       ///< samples that wait; beyond: errc::queue_full
+  std::size_t max_batch_cost = unlimited;  ///< the sum of costs in one call, see weighted()
+  bool isolate_failures = false;           ///< find out whose fault a failed batch is
 };
 
 static_assert(std::is_trivially_copyable_v<micro_batch_options>, "GCC 12 breaks any other aggregate inside co_await");

@@ -21,7 +21,7 @@ struct census {
 
 /// Counts one object's life; a member or a local of what is to be counted.
 class life {
-public:
+ public:
   explicit life(census& where) noexcept : where_(&where) {
     ++where_->made;
     where_->born();
@@ -44,13 +44,13 @@ public:
   }
   ~life() { where_->died(); }
 
-private:
+ private:
   census* where_;
 };
 
 /// A number whose life is counted. Once destroyed or moved from it is no longer the number it was.
 class tracked {
-public:
+ public:
   static constexpr int dead = -1, moved_from = -2;
 
   tracked(census& where, int number) noexcept : life_(where), number_(number) {}
@@ -67,22 +67,22 @@ public:
 
   int number() const noexcept { return number_; }
 
-private:
+ private:
   life life_;
   volatile int number_;  // volatile: the destructor's write is not to be optimised away
 };
 
 /// Counts who is inside at a time, and the most there were.
 class gauge {
-public:
+ public:
   class visit {
-  public:
+   public:
     explicit visit(gauge& visited) noexcept : visited_(&visited) { visited.census_.born(); }
     visit(const visit&) = delete;
     visit& operator=(const visit&) = delete;
     ~visit() { visited_->census_.died(); }
 
-  private:
+   private:
     gauge* visited_;
   };
 
@@ -90,6 +90,6 @@ public:
   long inside() const noexcept { return census_.alive; }
   long most() const noexcept { return census_.most; }
 
-private:
+ private:
   census census_;
 };

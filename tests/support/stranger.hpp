@@ -11,7 +11,7 @@ namespace stranger {
 /// A lazy task with symmetric transfer in both directions, awaited through a member operator co_await.
 template <class T>
 class [[nodiscard]] task {
-public:
+ public:
   struct promise_type {
     std::coroutine_handle<> continuation = std::noop_coroutine();
     std::optional<T> value;
@@ -65,7 +65,7 @@ public:
     return std::move(*frame_.promise().value);
   }
 
-private:
+ private:
   explicit task(std::coroutine_handle<promise_type> frame) noexcept : frame_(frame) {}
 
   std::coroutine_handle<promise_type> frame_;

@@ -63,9 +63,10 @@ TEST_CASE("batch_predict: an element that a stream overwrites is kept for its pr
 }
 
 TEST_CASE("batch_predict: an lvalue range is referred to, no sample is copied or moved") {
-  const auto check = [](auto container) {
+  const auto check = [](auto empty) {
     simulation sim;
     census samples;
+    auto container = std::move(empty);
     for (int i = 0; i < 5; ++i) container.emplace_back(samples, i);
     samples.copies = samples.moves = 0;
     std::set<const tracked*> seen;

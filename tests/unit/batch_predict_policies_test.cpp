@@ -300,6 +300,24 @@ std::size_t trial_cost::operator()(int sample) const {
 
 }  // namespace
 
+TEST_CASE("policies: two batches that share a limit and a semaphore do not lock each other out") {
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    INFO("seed " << seed);
+    simulation sim(seed);
+    cobatch::adaptive_limit limit({.initial = 1, .min = 1, .max = 1});
+    async_semaphore semaphore(1);
+    script predict(sim, [](int, int) { return value_after(1ms); });
+    const auto batch = [&]() -> task<void> {
+      const auto results = co_await playing(sim, predict, samples_below(10),
+                                            {.max_concurrency = 1, .semaphore = &semaphore, .limit = &limit});
+      CHECK(values_in(results) == 10);
+    };
+    run_together(sim, {batch, batch});
+    CHECK(semaphore.available() == 1);
+    CHECK(limit.in_flight() == 0);
+  }
+}
+
 TEST_CASE("policies: whatever they are, every sample has one plausible outcome, and nothing is left behind") {
   for (std::uint64_t seed = 1; seed <= seeds; ++seed) {
     INFO("seed " << seed);
@@ -308,7 +326,9 @@ TEST_CASE("policies: whatever they are, every sample has one plausible outcome, 
     const double burst = static_cast<double>(1 + random() % 3);
     const double per_second = static_cast<double>(100 + random() % 900);
     std::size_t last_limit = 1 + random() % 5;
-    shared_things shared{sim, async_semaphore(last_limit), rate_limiter(per_second, burst), cobatch::adaptive_limit()};
+    const std::size_t narrow = 1 + random() % 8;
+    shared_things shared{sim, async_semaphore(last_limit), rate_limiter(per_second, burst),
+                         cobatch::adaptive_limit({.initial = narrow, .max = 20})};
     trial first(random(), shared);
     trial second(random(), shared);
     const side_job change_limits = [&]() -> task<void> {

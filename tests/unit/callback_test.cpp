@@ -59,7 +59,9 @@ expected<T, error> outcome_of(Initiate initiate) {
   return sync_wait(from_callback<T>(initiate));
 }
 
-std::exception_ptr an_exception() { return std::make_exception_ptr(std::runtime_error("no answer")); }
+std::exception_ptr an_exception() {
+  return std::make_exception_ptr(std::runtime_error("no answer"));
+}
 
 }  // namespace
 
@@ -98,7 +100,9 @@ TEST_CASE("callback: exactly the first call counts, of all copies") {
           late = done;
           done(errc::timed_out);
           throw std::runtime_error("too late to matter");
-        }).error().code == errc::timed_out);
+        })
+            .error()
+            .code == errc::timed_out);
   late(3);  // long after the end of the await
   const callback<int> moved = std::move(late);
   moved(4);

@@ -43,7 +43,9 @@ namespace {
 using outcome = expected<int, error>;
 using batcher = micro_batcher<int, int>;
 
-std::string times(const simulation& sim) { return std::to_string(sim.now().time_since_epoch() / 1us); }
+std::string times(const simulation& sim) {
+  return std::to_string(sim.now().time_since_epoch() / 1us);
+}
 
 /// One caller: at which time, with what, and what came of it.
 struct caller {
@@ -363,10 +365,10 @@ TEST_CASE("micro batcher: keys and costs together; the key whose sample waits lo
 
 TEST_CASE("micro batcher: a cost or a key that throws is that sample's failure") {
   scene test;
-  batcher all(test.sim,
-              cobatch::bucketed(test.model.callable(),
-                                [](int x) { return x == 2 ? throw std::runtime_error("no key") : 0; }),
-              {});
+  batcher all(
+      test.sim,
+      cobatch::bucketed(test.model.callable(), [](int x) { return x == 2 ? throw std::runtime_error("no key") : 0; }),
+      {});
   auto callers = callers_at({0ms, 0ms, 0ms});
   std::vector<started> running;
   for (caller& each : callers) running.push_back(test.call(all, each));
@@ -403,8 +405,7 @@ TEST_CASE("micro batcher: isolation finds the poisonous samples, and each has it
     test.run({.max_batch_size = 8, .isolate_failures = true}, callers);
     for (const caller& each : callers) {
       if (test.model.poison.contains(each.sample)) {
-        CHECK(each.result->error().message() ==
-              "predict threw an exception: poison " + std::to_string(each.sample));
+        CHECK(each.result->error().message() == "predict threw an exception: poison " + std::to_string(each.sample));
       } else {
         CHECK(*each.result == 2 * each.sample);
       }
@@ -649,13 +650,12 @@ TEST_CASE("micro batcher: samples and results may be move-only, and results of a
     for (const int each : all) results.push_back(each % 2 == 1);
     return results;
   });
-  micro_batcher<int, void> writers(test.sim, [](std::span<const int> all) {
-    return std::vector<expected<void, error>>(all.size());
-  });
-  micro_batcher<int, std::string> failing(
-      test.sim, [](std::span<const int>) -> task<expected<std::vector<std::string>, error>> {
-        co_return cobatch::unexpected(error(errc::timed_out));
-      });
+  micro_batcher<int, void> writers(
+      test.sim, [](std::span<const int> all) { return std::vector<expected<void, error>>(all.size()); });
+  micro_batcher<int, std::string> failing(test.sim,
+                                          [](std::span<const int>) -> task<expected<std::vector<std::string>, error>> {
+                                            co_return cobatch::unexpected(error(errc::timed_out));
+                                          });
   const auto calls = [&]() -> task<> {
     // Outside of CHECK, which evaluates what it is given twice on GCC 12 if there is a co_await in it.
     const auto moved = co_await movers.predict(std::make_unique<int>(1));

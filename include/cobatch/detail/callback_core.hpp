@@ -67,7 +67,8 @@ class callback_core : public pooled_frame {
       const bool is_last = word / one_callback == 1;
       if (is_last && (word & claimed) == 0) return dropped::unanswered;
       // release: what this callback did with *this. acquire, for whoever deletes it: what all others did.
-      if (word_.compare_exchange_weak(word, word - one_callback, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+      if (word_.compare_exchange_weak(word, word - one_callback, std::memory_order_acq_rel,
+                                      std::memory_order_relaxed)) {
         return is_last && (word & left) != 0 ? dropped::last : dropped::one;
       }
     }

@@ -64,6 +64,8 @@ class micro_batch_slot {
 /// There is at most one timer. It sleeps until the first thing that will be due, and looks then; a newcomer disturbs it
 /// only if its own deadline comes earlier. When its time has come it may find nothing to do, and sleeps again, or ends.
 ///
+/// It is long because it is one state machine, whose transitions are to be read together.
+///
 /// The core outlives the batcher for as long as a slot is dispatched or the timer sleeps; each of them keeps it.
 class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
  public:
@@ -102,9 +104,9 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
   virtual bool end_timer() = 0;
   // -- of the model --
   virtual std::unique_ptr<micro_batch_slot> make_slot() = 0;
-  virtual void run(micro_batch_slot& slot) = 0;       // a batch begins
-  virtual void go_on(micro_batch_slot& slot) = 0;     // on the executor again
-  virtual void resumed(micro_batch_slot& slot) = 0;   // what predict_many returned has ended
+  virtual void run(micro_batch_slot& slot) = 0;      // a batch begins
+  virtual void go_on(micro_batch_slot& slot) = 0;    // on the executor again
+  virtual void resumed(micro_batch_slot& slot) = 0;  // what predict_many returned has ended
   virtual void abandon_work(micro_batch_slot& slot) noexcept = 0;
   virtual void retire() noexcept = 0;  // drops predict_many
 
@@ -171,13 +173,13 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
   std::size_t active_ = 0;  // slots that are not idle, and the timer
   std::size_t inside_ = 0;  // samples that are queued, formed or running
   waiter_list closers_;
-  std::stop_source timer_stop_;                 // written by the timer, which may read it without the lock
+  std::stop_source timer_stop_;  // written by the timer, which may read it without the lock
   std::shared_ptr<micro_batch_core> timer_keeps_;
   std::int64_t wakes_at_ = timer_queue::never;  // the timer, while it runs
   bool timer_runs_ = false;
   bool timer_is_stopped_ = false;  // asked to look at once
   bool closed_ = false;
-  bool no_timers_ = false;         // the executor has no more: nobody waits for others
+  bool no_timers_ = false;  // the executor has no more: nobody waits for others
 
   start_mark* timer_mark_ = nullptr;  // the timer's
   alarm alarm_;
@@ -186,7 +188,9 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
 
 // ---- Implementation ----
 
-void micro_batch_slot::rung() { core->slot_rung(*this); }
+void micro_batch_slot::rung() {
+  core->slot_rung(*this);
+}
 
 bool micro_batch_core::enqueue(batch_waiter& waiter, std::int64_t patience) {
   const auto refuse = [&](batch_outcome why) {
@@ -462,9 +466,7 @@ void micro_batch_core::keep_time(std::int64_t pause) noexcept {
     {
       start_mark mark(this);
       timer_mark_ = &mark;
-      const auto start = [&] {
-        return start_timer(pause, timer_stop_.get_token(), bell_.handle());
-      };
+      const auto start = [&] { return start_timer(pause, timer_stop_.get_token(), bell_.handle()); };
       const bool ended = guarded(start, [&] { return threw = true; });
       if (!ended && !mark.finished()) return;  // it sleeps; *this may be gone
     }

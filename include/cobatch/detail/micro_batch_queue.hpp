@@ -215,7 +215,9 @@ void batch_group::remove(batch_waiter& waiter) noexcept {
   urgent -= waiter.urgent;
 }
 
-batch_waiter* batch_group::first() noexcept { return static_cast<batch_waiter*>(list_.first()); }
+batch_waiter* batch_group::first() noexcept {
+  return static_cast<batch_waiter*>(list_.first());
+}
 batch_waiter* batch_group::after(batch_waiter& waiter) noexcept {
   return static_cast<batch_waiter*>(list_.after(&waiter));
 }

@@ -1,5 +1,3 @@
-// Not built: on several threads this does not end (a batch with all policies at once keeps setting timers). The name keeps it out
-// of the stress tests until that is found; rename it to batch_policies_stress.cpp to see it.
 #include <cobatch/batch_predict.hpp>
 
 #include <algorithm>
