@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/batch_types.hpp>
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/intrusive_list.hpp>
@@ -19,6 +20,9 @@
 #include <cobatch/semaphore.hpp>
 
 namespace cobatch::detail {
+
+template <class Types>
+class batch_engine;
 
 /// The lists by which time finds a lane.
 struct timeout_tag {};
@@ -47,22 +51,24 @@ struct hedge_pair {
 };
 
 /// One sample in flight; the promise of its own coroutine, so that it is one piece of memory.
-template <class Engine>
-class batch_lane : public lane_base<batch_lane<Engine>>,
+template <class Types>
+class batch_lane : public lane_base<batch_lane<Types>>,
                    public list_link<timeout_tag>,
                    public list_link<hedge_tag> {
-  using traits = typename Engine::traits;
-  using cell_type = typename Engine::cell_type;
+  using names = batch_types<Types>;
+  using engine_type = batch_engine<Types>;
+  using result = typename names::result;
+  using cell_type = typename names::cell;
 
  public:
   using typename lane_base<batch_lane>::coroutine;
 
   /// Null where there is no memory.
-  static batch_lane* make(Engine& engine) {
+  static batch_lane* make(engine_type& engine) {
     batch_lane* made = nullptr;
     const auto make = [&] {
       made = body(engine).made;
-      if (engine.hands_out_tokens_) made->renew_stop();
+      if (engine.needs_.tokens) made->renew_stop();
       return made;
     };
     return guarded(make, [&]() -> batch_lane* {
@@ -71,7 +77,7 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
     });
   }
 
-  explicit batch_lane(Engine& owner) noexcept : engine(owner) {}
+  explicit batch_lane(engine_type& owner) noexcept : engine(owner) {}
 
   bool queues() const noexcept {
     return stage == lane_stage::permit || stage == lane_stage::rate || stage == lane_stage::input;
@@ -79,14 +85,14 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
 
   /// Destroys a lane that is suspended for good.
   void abandon() noexcept {
-    if constexpr (traits::is_awaitable) {
+    if constexpr (names::traits::is_awaitable) {
       if (stage == lane_stage::attempt) work.abandon();
     }
-    if constexpr (is_awaited<typename Engine::source>) {
+    if constexpr (is_awaited<typename names::source>) {
       if (stage == lane_stage::input) input_wait.abandon();
     }
     if (stage == lane_stage::permit) permit_wait.abandon();
-    if constexpr (Engine::has_timers) {
+    if constexpr (names::has_timers) {
       if (stage == lane_stage::rate) rate_wait.abandon();
     }
     this->handle().destroy();
@@ -96,7 +102,7 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   void renew_stop() {
     link.reset();
     stop = std::stop_source();
-    link.emplace(engine.stop_.get_token(), on_stop{this});
+    link.emplace(engine.halting_.token(), on_stop{this});
     stop_used = false;
   }
 
@@ -110,13 +116,12 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   };
 
   struct none {};
-  using work_type = typename std::conditional_t<traits::is_awaitable, std::type_identity<attempt<typename traits::raw>>,
+  using work_type = typename std::conditional_t<names::traits::is_awaitable,
+                                                std::type_identity<attempt<typename names::traits::raw>>,
                                                 std::type_identity<none>>::type;
   using permit_wait_type = attempt<decltype(std::declval<async_semaphore&>().acquire(1, std::stop_token()))>;
-  using rate_wait_type = typename Engine::rate_wait;
-  using input_wait_type = typename Engine::input_wait;
 
-  Engine& engine;
+  engine_type& engine;
   lane_stage stage = lane_stage::idle;
   admission_step step = admission_step::limit;
   verdict came_back = verdict::waits;  // of the step it waited at
@@ -127,9 +132,9 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   bool stop_used = false;   // its stop token was stopped for an attempt that is over
   std::uint32_t attempts = 0;
   std::size_t index = 0;
-  typename Engine::result* slot = nullptr;
+  result* slot = nullptr;
   void* room = nullptr;  // the sink's, with the slot
-  typename Engine::result* target = nullptr;  // where the attempt writes: slot, or own
+  result* target = nullptr;  // where the attempt writes: slot, or own
   cell_type cell;
   cell_type* sample = &cell;  // or the cell of the lane whose attempt this one doubles
   [[no_unique_address]] work_type work;
@@ -137,22 +142,26 @@ class batch_lane : public lane_base<batch_lane<Engine>>,
   // Only for what the options ask for.
   std::size_t weight = 1;
   permit limit_permit, shared_permit, weight_permit;
+  std::uint32_t kept_on = 0;           // samples since others were first seen to wait for shared_permit,
+  std::chrono::nanoseconds asked_at{};  // and when that was
   permit_wait_type permit_wait;
-  [[no_unique_address]] rate_wait_type rate_wait;
-  [[no_unique_address]] input_wait_type input_wait;
-  std::chrono::nanoseconds started{};
+  [[no_unique_address]] typename names::rate_wait rate_wait;
+  [[no_unique_address]] typename names::input_wait input_wait;
+  std::chrono::nanoseconds started{}, ended{};  // of the last attempt
+  bool follows = false;                         // nothing but our own code runs between its end and the next one's start
   std::size_t in_flight_at_start = 0;
   hedge_pair<batch_lane>* pair = nullptr;  // guarded by the engine's mutex
-  std::optional<typename Engine::result> own;
+  std::optional<result> own;
   std::size_t in_flight_then = 0;             // when the attempt started
   bool observed = false;                      // the observer knows of the attempt
+  std::size_t finished = 0;                   // samples that have come to their end in this lane
   std::chrono::nanoseconds wait_began{};
   std::chrono::nanoseconds waited_for[3]{};  // by wait_for, since the last attempt
   std::stop_source stop{std::nostopstate};
   std::optional<std::stop_callback<on_stop>> link;
 
  private:
-  static coroutine body(Engine&) {
+  static coroutine body(engine_type&) {
     for (;;) co_await typename lane_base<batch_lane>::pass_on();
   }
 };

@@ -2,12 +2,21 @@
 
 /// All of cobatch. Each header also stands alone.
 
+#include <cobatch/detail/config.hpp>  // first: says what the compiler must be
+
 #include <cobatch/adaptive_limit.hpp>
+#include <cobatch/batch_clock.hpp>
 #include <cobatch/batch_engine.hpp>
+#include <cobatch/batch_gates.hpp>
+#include <cobatch/batch_halting.hpp>
+#include <cobatch/batch_hedges.hpp>
 #include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/batch_predict_many.hpp>
+#include <cobatch/batch_reporter.hpp>
+#include <cobatch/batch_retries.hpp>
+#include <cobatch/batch_types.hpp>
 #include <cobatch/callback.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>

@@ -178,7 +178,7 @@ class stream_state {
     if (!ready_) last_ready_ = nullptr;
     if (observed_) {
       all_finished_ = std::max(all_finished_, first->finished);
-      engine_.observe_taken(first->slot, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
+      engine_.reporter().taken(first->slot, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
     }
     std::optional<stream_item<result>> item;
     guarded([&] { item.emplace(first->index, std::move(first->slot)); },

@@ -20,6 +20,9 @@ class turnstile {
     return state_.compare_exchange_strong(expected, taken, std::memory_order_acquire, std::memory_order_relaxed);
   }
 
+  /// A hint: one relaxed load.
+  bool is_taken() const noexcept { return state_.load(std::memory_order_relaxed) != open; }
+
   /// True: somebody asked in the meantime; start another pump.
   bool leave() noexcept { return state_.exchange(open, std::memory_order_acq_rel) == wanted; }
 

@@ -1,0 +1,202 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <stop_token>
+#include <type_traits>
+#include <utility>
+
+#include <cobatch/batch_options.hpp>
+#include <cobatch/detail/attempt.hpp>
+#include <cobatch/detail/config.hpp>
+#include <cobatch/detail/predict_traits.hpp>
+#include <cobatch/detail/results.hpp>
+#include <cobatch/detail/source.hpp>
+#include <cobatch/error.hpp>
+#include <cobatch/executor.hpp>
+#include <cobatch/expected.hpp>
+#include <cobatch/rate_limiter.hpp>
+
+/// What follows from the types of a batch, and what its options may be.
+
+namespace cobatch::detail {
+
+/// Why a batch takes no more samples.
+enum class halt : std::uint8_t {
+  none,
+  user,      ///< the user's stop token
+  failures,  ///< max_failures
+  deadline,
+  input,     ///< the input threw
+  executor,  ///< the executor refused a handle
+  closed,    ///< the stream was closed
+};
+
+/// In the words of an error; not for none.
+constexpr errc meaning(halt why) noexcept {
+  switch (why) {
+    case halt::deadline: return errc::deadline_exceeded;
+    case halt::input: return errc::input_failed;
+    case halt::executor: return errc::executor_stopped;
+    case halt::closed: return errc::closed;
+    default: return errc::cancelled;
+  }
+}
+
+/// The slot of a sample whose predict comes to Value.
+template <class Value>
+struct slot_of {
+  using type = expected<Value, error>;
+};
+template <class T, class E>
+struct slot_of<expected<T, E>> {
+  using type = expected<T, E>;
+};
+
+/// Whether predict comes from weighted().
+template <class Predict>
+inline constexpr bool weighs_samples = false;
+template <class Predict, class Cost>
+inline constexpr bool weighs_samples<weighted_predict<Predict, Cost>> = true;
+
+/// What a sample of Source comes to.
+template <class Source, class Predict>
+struct outcome_of {
+  using traits = predict_traits<Predict, typename Source::reference, Source::owned>;
+  using result = typename slot_of<typename traits::value>::type;
+
+  static_assert(std::is_constructible_v<typename result::error_type, error>,
+                "cobatch: the error type E2 of an expected<U, E2> that predict returns must be constructible from "
+                "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
+};
+
+/// What the parts of an engine have in common. Types has `executor`, `source`, `predict`, `sink`, and can_pause: whether
+/// the batch is a stream, whose source may run dry for a while.
+template <class Types>
+struct batch_types {
+  using executor = typename Types::executor;
+  using source = typename Types::source;
+  using predict = typename Types::predict;
+  using sink = typename Types::sink;
+  using traits = typename outcome_of<source, predict>::traits;
+  using value = typename traits::value;
+  using result = typename outcome_of<source, predict>::result;
+  using error_type = typename result::error_type;
+  using cell = typename source::cell;
+
+  static constexpr bool has_timers = timed_executor<executor>;
+  static constexpr bool weighs = weighs_samples<predict>;
+  // A predict that takes its samples away cannot be called a second time with the same one.
+  static constexpr bool repeats =
+      !std::is_rvalue_reference_v<typename traits::argument> && std::is_move_constructible_v<cell>;
+
+ private:
+  struct no_wait {};
+  static auto rate_wait_type() {
+    if constexpr (has_timers) {
+      return std::type_identity<attempt<decltype(std::declval<rate_limiter&>().acquire(
+          std::declval<executor&>(), std::size_t{1}, std::stop_token()))>>();
+    } else {
+      return std::type_identity<no_wait>();
+    }
+  }
+  static auto input_wait_type() {
+    if constexpr (is_awaited<source>) {
+      return std::type_identity<attempt<typename source::awaitable_type>>();
+    } else {
+      return std::type_identity<no_wait>();
+    }
+  }
+
+ public:
+  using rate_wait = typename decltype(rate_wait_type())::type;
+  using input_wait = typename decltype(input_wait_type())::type;
+};
+
+/// Which of an engine's parts have work to do: what none of the options asks for costs nothing but a look at this.
+template <class Types>
+struct batch_needs {
+  using names = batch_types<Types>;
+
+  batch_needs(const batch_options& options, bool stoppable) noexcept
+      : retries(options.retry.max_attempts > 1),
+        hedges(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
+        clock(names::has_timers && (options.timeout != no_timeout || options.deadline != no_timeout ||
+                                    options.queue_timeout != no_timeout || hedges || retries)),
+        latencies(options.limit || options.observer || options.hedge.quantile > 0),
+        watching(latencies || options.timeout != no_timeout || hedges),
+        gates(is_awaited<typename names::source> || options.semaphore || options.limit || options.rate ||
+              (names::weighs && options.max_weight != unlimited)),
+        gates_anew(is_awaited<typename names::source> || options.rate || (names::weighs && gates)),
+        tokens(names::traits::takes_token &&
+               (clock || options.max_failures != unlimited || stoppable || Types::can_pause)),
+        counting(clock || watching || gates_anew || retries || tokens || options.max_failures != unlimited),
+        nothing(!counting && !gates),
+        only_a_permit(!counting && gates) {}
+
+  const bool retries, hedges;
+  const bool clock;       ///< something may become due
+  const bool latencies;   ///< how long attempts take is of use to someone
+  const bool watching;    ///< that, or time may find an attempt
+  const bool gates;       ///< something must be had before an attempt,
+  const bool gates_anew;  ///< for each sample anew: the rate, a weight, an input that is awaited
+  const bool tokens;      ///< predict takes a stop token, and somebody may stop it
+  const bool counting;    ///< attempts are counted: there is more to do than what follows
+  const bool nothing;
+  const bool only_a_permit;  ///< of a shared semaphore
+};
+
+/// Writes an error. If the user's own error type throws while it is made from ours, the slot stays as it was.
+template <class Result>
+void settle(Result* into, error why) {
+  guarded([&] { rewrite(*into, unexpect, std::move(why)); }, [] {});
+}
+
+/// What an outcome is to observers; an error of the user's own counts as errc::exception.
+template <class Result>
+errc failure_in(const Result& outcome) noexcept {
+  if (outcome.has_value()) return errc{};
+  if constexpr (std::is_same_v<typename Result::error_type, error>) {
+    return outcome.error().code;
+  } else {
+    return errc::exception;
+  }
+}
+
+/// `from + delay`; no_timeout is never.
+constexpr std::chrono::nanoseconds later(std::chrono::nanoseconds from, std::chrono::nanoseconds delay) noexcept {
+  return delay > no_timeout - from ? no_timeout : from + delay;
+}
+
+/// Throws std::invalid_argument, with what to do, for options that make no sense.
+template <class Executor, class Traits>
+void check(const batch_options& options) {
+  const auto refuse_if = [](bool wrong, const char* message) {
+    if (wrong) throw_or_fail<std::invalid_argument>(message);
+  };
+  const retry_policy& retry = options.retry;
+  const hedge_policy& hedge = options.hedge;
+  const bool hedges = hedge.delay != no_timeout || hedge.quantile > 0;
+  refuse_if(options.max_concurrency == 0, "max_concurrency is 0, no sample could ever start: use at least 1");
+  refuse_if(options.max_weight == 0, "max_weight is 0, no sample could ever start: use at least 1");
+  refuse_if(options.max_failures == 0, "max_failures is 0: use 1 to stop at the first failure");
+  refuse_if(retry.max_attempts == 0, "retry.max_attempts is 0: use 1 for no retries");
+  refuse_if(!(retry.multiplier >= 1), "retry.multiplier is below 1: backoffs must not shrink");
+  refuse_if(!(retry.budget >= 0), "retry.budget is negative or no number: use a share such as 0.1");
+  refuse_if(!(hedge.quantile >= 0 && hedge.quantile < 1), "hedge.quantile is not in [0, 1): use one such as 0.95");
+  refuse_if(!(hedge.max_extra >= 0), "hedge.max_extra is negative or no number: use a share such as 0.05");
+  refuse_if(std::is_rvalue_reference_v<typename Traits::argument> && (hedges || retry.max_attempts > 1),
+            "retry and hedge call predict again with the same sample, but this predict takes its samples away: let it "
+            "take them by reference");
+  if constexpr (!timed_executor<Executor>) {
+    refuse_if(options.timeout != no_timeout || options.deadline != no_timeout || options.queue_timeout != no_timeout ||
+                  hedges || options.rate ||
+                  (retry.max_attempts > 1 && retry.initial_backoff > std::chrono::nanoseconds::zero()),
+              "timeout, deadline, queue_timeout, hedge, rate and a retry with a backoff need an executor with "
+              "schedule_after(): use thread_pool or run_loop, or give yours that member");
+  }
+}
+
+}  // namespace cobatch::detail
