@@ -37,6 +37,8 @@
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
+#include <cobatch/stream_options.hpp>
+#include <cobatch/stream_state.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>
