@@ -21,8 +21,8 @@
 
 namespace cobatch::detail {
 
-/// Whatever a batch does because of the time: one coroutine, the timekeeper, sleeps until the next thing is due, for all
-/// lanes. A batch is not over before its timekeeper has ended.
+/// Whatever a batch does because of the time: one coroutine, the timekeeper, sleeps until the next thing is due, for
+/// all lanes. A batch is not over before its timekeeper has ended.
 template <class Types>
 class batch_clock {
   using names = batch_types<Types>;
@@ -205,7 +205,8 @@ std::chrono::nanoseconds batch_clock<Types>::expire() {
 /// Under the lock. Whatever begins later is due no earlier than this, or wakes the timekeeper.
 ///
 /// While attempts come and go, nobody needs to wake it: none that begins later can be due before a full delay from now.
-/// But once it has looked in vain it goes dormant until it is woken: a batch that hangs must not look alive to a simulation.
+/// But once it has looked in vain it goes dormant until it is woken: a batch that hangs must not look alive to a
+/// simulation.
 template <class Types>
 std::chrono::nanoseconds batch_clock<Types>::next_event(std::chrono::nanoseconds now) {
   std::chrono::nanoseconds next = std::min({deadline_, engine_.gates_.queue_deadline(), engine_.retries_.next_due()});

@@ -54,7 +54,7 @@ namespace cobatch::detail {
 ///     bool make_room(std::size_t end)  for an indexed source, under its lock: slots for the samples below `end`
 ///     made_slot(std::size_t index)     the slot of a sample for which room was made
 ///     bool reserve()                   sees to it that there is room for one more outcome; false: not just now
-///     bool place(Lane&)                sets lane.slot (and lane.room) in the reserved room; false: take no more samples
+///     bool place(Lane&)                sets lane.slot (and lane.room) in the reserved room; false: no more samples
 ///     void settled(slot, index, room)  the outcome in the slot is final; any thread
 ///     bool room_came()                 after reserve() said no and the lane went: there is room again
 ///     void complete()                  all is over; *this may be gone after it
@@ -306,7 +306,8 @@ supply batch_engine<Types>::provide(station& here, lane* current) {
   }
   if constexpr (source::indexed) {
     if (!here.range.empty()) return supply::ready;
-    if (source_.refill(here.range, station_count_, [&](std::size_t end) { sink_.make_room(end); })) return supply::ready;
+    const auto make_room = [&](std::size_t end) { sink_.make_room(end); };
+    if (source_.refill(here.range, station_count_, make_room)) return supply::ready;
     return this->steal(here);
   } else {
     return source_.exhausted() ? supply::none : supply::ready;
@@ -452,12 +453,13 @@ void batch_engine<Types>::before_attempt(lane& self) {
 template <class Types>
 [[gnu::always_inline]] inline void batch_engine<Types>::collect(lane& self) {
   if constexpr (traits::is_awaitable) {
-    guarded([&] { self.work.resume([&](auto&&... outcome) { store(self, std::forward<decltype(outcome)>(outcome)...); }); },
-            [&] { failed(self); });
+    const auto take = [&](auto&&... outcome) { store(self, std::forward<decltype(outcome)>(outcome)...); };
+    guarded([&] { self.work.resume(take); }, [&] { failed(self); });
   }
 }
 
-/// A run of samples where no option asks for anything: until the station's claim is used up, or somebody wants something.
+/// A run of samples where no option asks for anything: until the station's claim is used up, or somebody wants
+/// something.
 ///
 /// This is the loop that decides what a sample costs; it touches nothing that is shared, and little else.
 template <class Types>
@@ -488,7 +490,8 @@ supply batch_engine<Types>::process_plainly(station& here, lane*& current, start
   return supply::ready;
 }
 
-/// Predict's awaitable has come to its end. False: the lane waits for the other attempt of its sample; self may be gone.
+/// Predict's awaitable has come to its end. False: the lane waits for the other attempt of its sample; self may be
+/// gone.
 template <class Types>
 bool batch_engine<Types>::conclude(lane& self) {
   self.stage = lane_stage::idle;

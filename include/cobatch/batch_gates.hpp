@@ -29,10 +29,12 @@
 
 namespace cobatch::detail {
 
-/// What stands before an attempt: the permits of a limit, a semaphore and the weights, the rate, an input that is awaited.
+/// What stands before an attempt: the permits of a limit, a semaphore and the weights, the rate, an input that is
+/// awaited.
 ///
 /// One lane at a time looks for them, and goes from gate to gate (admission_step); it suspends where one is closed and
-/// comes back to that gate. Lanes keep the permit of a shared semaphore from sample to sample while nobody else wants it.
+/// comes back to that gate. Lanes keep the permit of a shared semaphore from sample to sample while nobody else wants
+/// it.
 template <class Types>
 class batch_gates {
   using names = batch_types<Types>;
@@ -256,7 +258,8 @@ auto batch_gates<Types>::pass_input([[maybe_unused]] lane& self, [[maybe_unused]
     if (engine_.source_.exhausted() || !engine_.sink_.reserve()) return verdict::stopped;
     self.stage = lane_stage::input;
     if (engine_.options_.observer) engine_.reporter_.wait_started(self, lane_stage::input);
-    const auto begin_read = [&] { return self.input_wait.start([&] { return engine_.source_.next(); }, self.handle()); };
+    const auto next = [&] { return engine_.source_.next(); };
+    const auto begin_read = [&] { return self.input_wait.start(next, self.handle()); };
     bool threw = false;
     const bool there = guarded(begin_read, [&] {
       threw = true;
@@ -323,7 +326,8 @@ auto batch_gates<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]]
       if (engine_.options_.observer) engine_.reporter_.wait_ended(self, lane_stage::rate);
       return verdict::stopped;
     }
-    if (!self.rate_wait.start([&] { return engine_.options_.rate->acquire(engine_.ex_, self.weight, std::move(stop)); }, self.handle())) {
+    const auto acquire = [&] { return engine_.options_.rate->acquire(engine_.ex_, self.weight, std::move(stop)); };
+    if (!self.rate_wait.start(acquire, self.handle())) {
       if (!mark.finished()) return verdict::waits;  // self may be gone
       mark.reopen(&self);
     }
@@ -399,7 +403,8 @@ permit& batch_gates<Types>::permit_for(lane& self) noexcept {
 
 template <class Types>
 bool batch_gates<Types>::has_all_permits(const lane& self) const noexcept {
-  return !engine_.needs_.gates_anew && (!engine_.options_.limit || self.limit_permit) && (!engine_.options_.semaphore || self.shared_permit);
+  return !engine_.needs_.gates_anew && (!engine_.options_.limit || self.limit_permit) &&
+         (!engine_.options_.semaphore || self.shared_permit);
 }
 
 template <class Types>
@@ -422,8 +427,8 @@ void batch_gates<Types>::end_waits(bool also_with_sample) {
 }
 
 /// Between two samples: a permit goes to whoever waits for one, unless that is only ourselves, and where the limit was
-/// lowered. What each sample must have anew is given back in any case; and with the limit, what is had after it: two batches
-/// that have both would wait for each other, if one could keep its permit while it waits for the limit.
+/// lowered. What each sample must have anew is given back in any case; and with the limit, what is had after it: two
+/// batches that have both would wait for each other, if one could keep its permit while it waits for the limit.
 template <class Types>
 void batch_gates<Types>::give_way(lane& self, bool suspended) {
   self.limit_permit.release();
@@ -434,8 +439,9 @@ void batch_gates<Types>::give_way(lane& self, bool suspended) {
 
 template <class Types>
 inline bool batch_gates<Types>::asked_for_permit() const noexcept {
+  const async_semaphore& shared = *engine_.options_.semaphore;
   const std::size_t ours = someone_waits_.load(std::memory_order_relaxed) ? 1 : 0;
-  return engine_.options_.semaphore->waiting() > ours || semaphore_access::core(*engine_.options_.semaphore).overdrawn();
+  return shared.waiting() > ours || semaphore_access::core(shared).overdrawn();
 }
 
 /// To hand a permit over costs more than a short predict that does not suspend: such samples have a quantum.

@@ -84,8 +84,8 @@ bool batch_hedges<Types>::unwatch(lane& self) {
   return latencies_.count() == enough_latencies;
 }
 
-/// Lets `twin`, a lane without a sample, make a second attempt of the sample that has been in flight longest, if it is due
-/// and all it needs is to be had at once. False: the lane is as it was.
+/// Lets `twin`, a lane without a sample, make a second attempt of the sample that has been in flight longest, if it is
+/// due and all it needs is to be had at once. False: the lane is as it was.
 template <class Types>
 bool batch_hedges<Types>::double_oldest(lane& twin) {
   lane* slow = nullptr;
@@ -155,8 +155,8 @@ auto batch_hedges<Types>::oldest_due(std::chrono::nanoseconds now) -> lane* {
   return nullptr;
 }
 
-/// The timekeeper's part: a lane for each attempt that is due to be doubled; at the cap, the next lane that is free takes
-/// it, ahead of new samples. Called and left with the lock held.
+/// The timekeeper's part: a lane for each attempt that is due to be doubled; at the cap, the next lane that is free
+/// takes it, ahead of new samples. Called and left with the lock held.
 template <class Types>
 void batch_hedges<Types>::start_due(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds now) {
   while (oldest_due(now)) {

@@ -31,8 +31,8 @@ struct hedge_tag {};
 /// What a lane's handle waits for.
 enum class lane_stage : std::uint8_t { idle, input, permit, rate, attempt, twin };
 
-/// What stands between a lane and its next attempt, in this order. A weighted sample is read before its permits are sought,
-/// for it tells how many; any other sample is read when the permits are there.
+/// What stands between a lane and its next attempt, in this order. A weighted sample is read before its permits are
+/// sought, for it tells how many; any other sample is read when the permits are there.
 enum class admission_step : std::uint8_t { limit, shared, sample, weight, weighted_shared, rate, done };
 
 /// What became of one step. Kept in a lane, `waits` means that nothing came back yet.
@@ -148,7 +148,7 @@ class batch_lane : public lane_base<batch_lane<Types>>,
   [[no_unique_address]] typename names::rate_wait rate_wait;
   [[no_unique_address]] typename names::input_wait input_wait;
   std::chrono::nanoseconds started{}, ended{};  // of the last attempt
-  bool follows = false;                         // nothing but our own code runs between its end and the next one's start
+  bool follows = false;  // nothing but our own code runs between its end and the next one's start
   std::size_t in_flight_at_start = 0;
   hedge_pair<batch_lane>* pair = nullptr;  // guarded by the engine's mutex
   std::optional<result> own;

@@ -55,11 +55,11 @@ inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity
 
 /// When and how often a failed sample is tried again.
 ///
-/// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff * multiplier^(k-1))
-/// ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter. While it sleeps it holds
-/// no permit; then it queues again, ahead of samples that have not started. An error may carry its own delay: an exception
-/// of type retry_later, or a member `std::chrono::nanoseconds retry_after() const` of the user's error type; it is
-/// used in place of the backoff where it is longer.
+/// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff *
+/// multiplier^(k-1)) ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter.
+/// While it sleeps it holds no permit; then it queues again, ahead of samples that have not started. An error may carry
+/// its own delay: an exception of type retry_later, or a member `std::chrono::nanoseconds retry_after() const` of the
+/// user's error type; it is used in place of the backoff where it is longer.
 struct retry_policy {
   std::uint32_t max_attempts = 1;  ///< tried again while predict was called less often for it; 1: never
   std::chrono::nanoseconds initial_backoff = std::chrono::milliseconds(100);
@@ -74,7 +74,8 @@ struct retry_policy {
 /// When a sample that takes long is sent a second time ("The Tail at Scale", Dean and Barroso, 2013).
 ///
 /// After `delay`, or after the batch's own running quantile of the time an attempt takes, a second attempt of the same
-/// sample starts if a permit is to be had at once. The first value wins, the other attempt is asked to stop and waited for.
+/// sample starts if a permit is to be had at once. The first value wins, the other attempt is asked to stop and waited
+/// for.
 struct hedge_policy {
   std::chrono::nanoseconds delay = no_timeout;  ///< a fixed time
   double quantile = 0;                          ///< or a quantile, such as 0.95; used once 20 attempts have ended
@@ -113,8 +114,8 @@ class weighted_predict {
   Cost cost_;
 };
 
-/// `weighted(predict, cost)`: a predict whose samples weigh `cost(sample)` (tokens, bytes, GPU memory) instead of 1, for
-/// batch_options::max_weight, for batch_options::semaphore and for batch_options::rate. A cost of 0 counts as 1.
+/// `weighted(predict, cost)`: a predict whose samples weigh `cost(sample)` (tokens, bytes, GPU memory) instead of 1,
+/// for batch_options::max_weight, for batch_options::semaphore and for batch_options::rate. A cost of 0 counts as 1.
 template <class Predict, class Cost>
 weighted_predict<std::decay_t<Predict>, std::decay_t<Cost>> weighted(Predict&& predict, Cost&& cost) {
   return {std::forward<Predict>(predict), std::forward<Cost>(cost)};

@@ -91,7 +91,9 @@ class batch_sink {
       results_.grow_all();
       each_unstarted([&](index_range range) {
         range.end = std::min(range.end, results_.size());
-        for (; range.begin < range.end; ++range.begin) rewrite(*results_.slot(range.begin), unexpect, error(why, {}, 0));
+        for (; range.begin < range.end; ++range.begin) {
+          rewrite(*results_.slot(range.begin), unexpect, error(why, {}, 0));
+        }
       });
     }
     return results_.take();
@@ -174,7 +176,8 @@ class [[nodiscard]] batch {
   batch(Executor& ex, View&& samples, Predict predict, const batch_options& options);
 
   /// Only before it is awaited.
-  batch(batch&& other) noexcept(std::is_nothrow_move_constructible_v<View>&& std::is_nothrow_move_constructible_v<Predict>)
+  batch(batch&& other) noexcept(
+      std::is_nothrow_move_constructible_v<View> && std::is_nothrow_move_constructible_v<Predict>)
       : ex_(other.ex_),
         samples_(std::move(other.samples_)),
         predict_(std::move(other.predict_)),
@@ -204,18 +207,18 @@ class [[nodiscard]] batch {
 /// Calls `predict` once for each sample, at most `options.max_concurrency` of them in flight, and gives every sample's
 /// outcome in the order of the input: `co_await batch_predict(...)` is a `std::vector<expected<T, E>>`.
 ///
-/// `predict(sample)` or `predict(sample, std::stop_token)` returns a value or anything awaitable. What it comes to is an
-/// `expected<U, E2>` (then that is the outcome; E2 must be constructible from cobatch::error) or any other V (then the
-/// outcome is `expected<V, error>`). One sample's failure, also an exception, is its own outcome and stops no other.
-/// It is called on several threads at once where the executor has several.
+/// `predict(sample)` or `predict(sample, std::stop_token)` returns a value or anything awaitable. What it comes to is
+/// an `expected<U, E2>` (then that is the outcome; E2 must be constructible from cobatch::error) or any other V (then
+/// the outcome is `expected<V, error>`). One sample's failure, also an exception, is its own outcome and stops no
+/// other. It is called on several threads at once where the executor has several.
 ///
 /// Resumes: every predict starts on `ex`; the awaiting coroutine resumes on `ex`. An empty input is ready at once.
 /// Stops: by options.stop, deadline or max_failures no further sample starts and what is in flight is asked to stop;
 /// it is always waited for: when the await ends, nothing of the batch is alive. A value counts however late it comes.
-/// Lifetime: an lvalue range is referred to, an rvalue range is moved in; predict is kept until the last sample has ended.
-/// The executor, and what the options point to, must outlive the await. Not awaited, it does nothing.
-/// Errors: std::invalid_argument for options that make no sense; std::bad_alloc where there is no memory for the results.
-/// All else is in the outcomes.
+/// Lifetime: an lvalue range is referred to, an rvalue range is moved in; predict is kept until the last sample has
+/// ended. The executor, and what the options point to, must outlive the await. Not awaited, it does nothing.
+/// Errors: std::invalid_argument for options that make no sense; std::bad_alloc where there is no memory for the
+/// results. All else is in the outcomes.
 /// Allocates: the vector, and one frame for each sample in flight, none per sample.
 ///
 /// Example: `auto results = co_await batch_predict(pool, images, [&](const image& x) { return model(x); });`
@@ -230,8 +233,8 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
 template <executor Executor, std::ranges::input_range Samples, class Predict>
   requires(std::ranges::viewable_range<Samples> && detail::risky_temporary<Predict>)
 [[deprecated(
-    "cobatch: GCC 12 destroys a temporary with such captures twice inside a co_await expression: name the predict before "
-    "co_await, or define COBATCH_NO_TEMPORARY_PREDICT_WARNING if it is named")]]
+    "cobatch: GCC 12 destroys a temporary with such captures twice inside a co_await expression: name the predict "
+    "before co_await, or define COBATCH_NO_TEMPORARY_PREDICT_WARNING if it is named")]]
 auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {})
     -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
@@ -241,7 +244,11 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
 
 template <class Executor, class View, class Predict>
 batch<Executor, View, Predict>::batch(Executor& ex, View&& samples, Predict predict, const batch_options& options)
-    : ex_(&ex), samples_(std::move(samples)), predict_(std::move(predict)), options_(options), stop_(options.stop.token()) {
+    : ex_(&ex),
+      samples_(std::move(samples)),
+      predict_(std::move(predict)),
+      options_(options),
+      stop_(options.stop.token()) {
   detail::check<Executor, typename running::traits>(options);
 }
 

@@ -44,20 +44,22 @@ struct many_traits;
 /// batch_predict() for a model that takes many samples at once: calls `predict_many` for one batch after the other, at
 /// most `options.max_concurrency` of them in flight, and gives every sample's own outcome in the order of the input.
 ///
-/// `predict_many(std::span<const Sample>)`, or with a std::stop_token, returns what that of a micro_batcher may: one result
-/// for each sample, of T or of expected<T, E>. The batches are spans of the input: max_batch_size samples each, but for the
-/// last. Nothing is copied, so the input must be contiguous (a vector, an array, a span).
+/// `predict_many(std::span<const Sample>)`, or with a std::stop_token, returns what that of a micro_batcher may: one
+/// result for each sample, of T or of expected<T, E>. The batches are spans of the input: max_batch_size samples each,
+/// but for the last. Nothing is copied, so the input must be contiguous (a vector, an array, a span).
 ///
-/// To batch_predict() one batch is one sample: all its options mean batches. max_concurrency, the semaphore, the rate and
-/// max_failures count batches; a timeout is that of a batch, and so is a retry. What a batch that comes to no result has is
-/// then the outcome of each of its samples. With isolate_failures a batch that throws is halved until each poisonous sample
-/// has its own exception and the others their values; such a batch counts as a success: it is not tried again.
+/// To batch_predict() one batch is one sample: all its options mean batches. max_concurrency, the semaphore, the rate
+/// and max_failures count batches; a timeout is that of a batch, and so is a retry. What a batch that comes to no
+/// result has is then the outcome of each of its samples. With isolate_failures a batch that throws is halved until
+/// each poisonous sample has its own exception and the others their values; such a batch counts as a success: it is not
+/// tried again.
 ///
 /// Resumes, Stops, Lifetime: as batch_predict(). Nothing is done before it is awaited.
 /// Errors: as batch_predict(), from the await; `batch_size_mismatch` for all of a batch with a wrong number of results.
 /// Allocates: the vector, another for each batch, and a frame for each batch in flight.
 ///
-/// Example: `auto results = co_await batch_predict_many(pool, images, model, {.max_batch_size = 64}, {.max_concurrency = 2});`
+/// Example:
+///     auto results = co_await batch_predict_many(pool, images, model, {.max_batch_size = 64}, {.max_concurrency = 2});
 template <executor Executor, std::ranges::viewable_range Samples, class PredictMany>
 auto batch_predict_many(Executor& ex, Samples&& samples, PredictMany&& predict_many, many_options many = {},
                         batch_options options = {})

@@ -105,8 +105,8 @@ class batch_retries {
   engine& engine_;
   std::uint64_t seed_ = 0;
   std::atomic<std::size_t> made_{0};  // a count, ordering nothing
-  // Entries in queue_ that may be taken. seq_cst: the timekeeper first counts and then looks for room for a lane, a lane
-  // that goes first gives its room back and then looks here; one of them sees the other.
+  // Entries in queue_ that may be taken. seq_cst: the timekeeper first counts and then looks for room for a lane, a
+  // lane that goes first gives its room back and then looks here; one of them sees the other.
   std::atomic<std::size_t> ready_{0};
   queue queue_;  // guarded by the engine's mutex
 };
@@ -188,7 +188,8 @@ bool batch_retries<Types>::worth_retrying(const lane& self) const {
   if constexpr (std::is_same_v<error_type, error>) {
     return engine_.options_.retry.retry_if(self.slot->error());
   } else {
-    return engine_.options_.retry.retry_if(error(self.timed_out ? errc::timed_out : errc::exception, {}, self.attempts));
+    const errc why = self.timed_out ? errc::timed_out : errc::exception;
+    return engine_.options_.retry.retry_if(error(why, {}, self.attempts));
   }
 }
 

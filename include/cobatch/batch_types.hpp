@@ -72,8 +72,8 @@ struct outcome_of {
                 "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
 };
 
-/// What the parts of an engine have in common. Types has `executor`, `source`, `predict`, `sink`, and can_pause: whether
-/// the batch is a stream, whose source may run dry for a while.
+/// What the parts of an engine have in common. Types has `executor`, `source`, `predict`, `sink`, and can_pause:
+/// whether the batch is a stream, whose source may run dry for a while.
 template <class Types>
 struct batch_types {
   using executor = typename Types::executor;

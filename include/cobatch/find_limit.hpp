@@ -81,9 +81,9 @@ class limit_report {
   std::size_t knee_ = none;
 };
 
-/// Finds the limit beyond which predict gets no more done: runs batches over `samples` at growing limits, each twice the
-/// one before, until two in a row were no better; then halves the interval in which the knee lies until it is known to a
-/// quarter. `co_await find_limit(pool, samples, predict)` is a limit_report.
+/// Finds the limit beyond which predict gets no more done: runs batches over `samples` at growing limits, each twice
+/// the one before, until two in a row were no better; then halves the interval in which the knee lies until it is known
+/// to a quarter. `co_await find_limit(pool, samples, predict)` is a limit_report.
 ///
 /// The samples are used as often as needed; predict is called on them as in batch_predict(), with all that it does:
 /// use it where that does no harm. Outside these batches nothing should load the server.

@@ -35,7 +35,8 @@ class in_flight_recorder : public batch_observer {
   in_flight_recorder(const in_flight_recorder&) = delete;
   in_flight_recorder& operator=(const in_flight_recorder&) = delete;
 
-  /// Writes a line for each batch, and one for each of its samples and waits, the oldest first, at most `most` for each batch.
+  /// Writes a line for each batch, and one for each of its samples and waits, the oldest first, at most `most` for each
+  /// batch.
   void dump(std::ostream& os, std::size_t most = 50) const {
     dump_at(os,
             std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()),

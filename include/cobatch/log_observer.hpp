@@ -54,10 +54,11 @@ struct log_options {
 
 static_assert(std::is_trivially_copyable_v<log_options>);
 
-/// Tells a logger of yours: `log_observer log([&](log_level level, std::string_view event, std::span<const log_field> fields) { ... });`
+/// Tells a logger of yours: `log_observer log([&](log_level level, std::string_view event, std::span<const log_field>
+/// fields) { ... });`
 ///
-/// Events are named as the hooks of batch_observer. What went beyond the rate is told as a field "suppressed" of the next
-/// event that gets through.
+/// Events are named as the hooks of batch_observer. What went beyond the rate is told as a field "suppressed" of the
+/// next event that gets through.
 /// Thread safety: the callback is called on the threads of the executor, concurrently, under no lock.
 /// Errors: what the callback throws is swallowed and counted by the batch.
 class log_observer : public batch_observer {
@@ -110,12 +111,14 @@ class log_observer : public batch_observer {
   const callback tell_;
   const log_level least_;
   const double interval_, slack_;
-  // When the next event would be on time if all came evenly ("GCRA"); changed by whoever is let through. Orders nothing.
+  // When the next event would be on time if all came evenly ("GCRA"); changed by whoever is let through. Orders
+  // nothing.
   std::atomic<std::int64_t> next_{std::numeric_limits<std::int64_t>::min()};
   std::atomic<std::uint64_t> suppressed_{0};  // counts
 };
 
-/// A log_observer that writes lines: "[cobatch] 12.003451000 warning sample_retried batch=1 sample=17 failure=timed_out".
+/// A log_observer that writes lines: "[cobatch] 12.003451000 warning sample_retried batch=1 sample=17
+/// failure=timed_out".
 ///
 /// Lifetime: refers to the stream. Thread safety: lines of different threads come one after another.
 class stream_log : public log_observer {

@@ -88,8 +88,8 @@ class batch_metrics : public batch_observer {
   };
 
   // Belongs to one thread, from its first report on, whose mark is in `owner`. The last one of all is for whoever came
-  // when no other was left; it is guarded by mutex_. A mark is the address of something thread-local: when its thread has
-  // ended, another one may get the same and inherit the shard.
+  // when no other was left; it is guarded by mutex_. A mark is the address of something thread-local: when its thread
+  // has ended, another one may get the same and inherit the shard.
   struct shard {
     ~shard() { delete latencies.load(std::memory_order_relaxed); }
 

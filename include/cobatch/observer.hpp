@@ -102,16 +102,17 @@ struct batch_summary {
 /// batch_options::observer. One observer may serve any number of batches.
 ///
 /// Of every sample: attempt_started() and attempt_ended() for each attempt, sample_retried() between two of them, then
-/// sample_finished() once; in a stream sample_taken() at last. A sample that comes to its end before its first attempt has
-/// sample_finished() alone, one that is never started has none. wait_started() and wait_ended() tell of a lane that suspends
-/// before an attempt.
+/// sample_finished() once; in a stream sample_taken() at last. A sample that comes to its end before its first attempt
+/// has sample_finished() alone, one that is never started has none. wait_started() and wait_ended() tell of a lane that
+/// suspends before an attempt.
 ///
-/// Resumes: hooks are called on the executor's threads, inside the batch, under no lock. They must not block: the sample,
-/// and others, wait for them. None is called after the await has ended.
+/// Resumes: hooks are called on the executor's threads, inside the batch, under no lock. They must not block: the
+/// sample, and others, wait for them. None is called after the await has ended.
 /// Lifetime: must outlive the batches that it observes.
 /// Thread safety: hooks are called concurrently where the executor has several threads, also for the same batch; those
 /// of one sample one after another, except where it is hedged.
-/// Errors: an exception from a hook is swallowed and counted, see batch_summary::hook_failures; the batch is not harmed.
+/// Errors: an exception from a hook is swallowed and counted, see batch_summary::hook_failures; the batch is not
+/// harmed.
 class batch_observer {
  public:
   batch_observer() = default;

@@ -37,14 +37,15 @@ class [[nodiscard]] result_stream {
   explicit result_stream(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
   result_stream(result_stream&&) noexcept = default;
   result_stream& operator=(result_stream&&) = delete;
-  /// Stops what is in flight. On a thread of no executor it waits for its end; on an executor's thread, which must not be
-  /// blocked, what is in flight ends by itself: await close() first, if predict refers to something that ends earlier.
+  /// Stops what is in flight. On a thread of no executor it waits for its end; on an executor's thread, which must not
+  /// be blocked, what is in flight ends by itself: await close() first, if predict refers to something that ends
+  /// earlier.
   ~result_stream() {
     if (state_) State::abandon(std::move(state_));
   }
 
-  /// `co_await stream.next()` gives an optional item: empty once the input has ended, or the stream was stopped, and all
-  /// that was started has been given. The first call starts the stream.
+  /// `co_await stream.next()` gives an optional item: empty once the input has ended, or the stream was stopped, and
+  /// all that was started has been given. The first call starts the stream.
   ///
   /// Resumes: on the stream's executor, if it had to wait.
   detail::stream_next<State> next() noexcept { return detail::stream_next<State>(*state_); }
@@ -90,20 +91,22 @@ struct stream_types {
 
 }  // namespace detail
 
-/// Calls `predict` for one sample after another and gives the outcomes one by one: for data that fits no memory, and for
-/// requests that never end. `while (auto item = co_await stream.next()) use(item->index, item->result);`
+/// Calls `predict` for one sample after another and gives the outcomes one by one: for data that fits no memory, and
+/// for requests that never end. `while (auto item = co_await stream.next()) use(item->index, item->result);`
 ///
-/// `samples` is any input range, or an asynchronous source: anything whose `co_await source.next()` gives an optional, such
-/// as another stream; so stages compose. Samples are read one at a time, when they can start: never more than
-/// max_concurrency are running, and never more than `window` are running or finished and not yet taken. A finished sample
-/// gives its permit back at once and keeps only its place in the window: a slow consumer stalls nothing in flight.
+/// `samples` is any input range, or an asynchronous source: anything whose `co_await source.next()` gives an optional,
+/// such as another stream; so stages compose. Samples are read one at a time, when they can start: never more than
+/// max_concurrency are running, and never more than `window` are running or finished and not yet taken. A finished
+/// sample gives its permit back at once and keeps only its place in the window: a slow consumer stalls nothing in
+/// flight.
 ///
-/// All batch_options apply; the deadline counts from the first next(). Stopped by one of them, the stream gives what was
-/// started, and ends. For predict, outcomes and errors see batch_predict().
+/// All batch_options apply; the deadline counts from the first next(). Stopped by one of them, the stream gives what
+/// was started, and ends. For predict, outcomes and errors see batch_predict().
 ///
 /// Resumes: every predict starts on `ex`.
 /// Lifetime: an lvalue range or source is referred to, an rvalue is moved in; predict is kept until the last sample has
-/// ended. The executor, and what the options point to, must outlive the stream. A stream that was never asked does nothing.
+/// ended. The executor, and what the options point to, must outlive the stream. A stream that was never asked does
+/// nothing.
 /// Errors: std::invalid_argument for options that make no sense.
 /// Allocates: its state, then one frame and one box for each sample in flight or in the window; none per sample.
 template <executor Executor, class Samples, class Predict>
@@ -119,9 +122,9 @@ auto predict_stream(Executor& ex, Samples&& samples, Predict&& predict, batch_op
     detail::throw_or_fail<std::invalid_argument>(
         "predict_stream: the window is smaller than max_concurrency: so many could never run");
   }
-  return result_stream<state>(std::make_unique<state>(ex, detail::stream_source<Samples>::of(samples),
-                                                      std::decay_t<Predict>(std::forward<Predict>(predict)), options, how,
-                                                      how.window));
+  auto made = std::make_unique<state>(ex, detail::stream_source<Samples>::of(samples),
+                                      std::decay_t<Predict>(std::forward<Predict>(predict)), options, how, how.window);
+  return result_stream<state>(std::move(made));
 }
 
 }  // namespace cobatch

@@ -34,8 +34,8 @@ class stream_close;
 ///
 ///     null / boxes ──push──> boxes                 any lane, compare-exchange
 ///     null ──wait──> waiting                       the consumer, when it has suspended and found nothing to give
-///     waiting ──push──> null                       by one lane, which thereby owns the consumer's side until it has either
-///                                                  resumed the consumer or put `waiting` back
+///     waiting ──push──> null                       by one lane, which thereby owns the consumer's side until it has
+///                                                  resumed the consumer, or has put `waiting` back
 ///     boxes ──take──> null                         whoever owns the consumer's side
 ///
 /// A push is release, a take is acquire: an outcome is seen by who takes its box. The consumer's side is handed over by

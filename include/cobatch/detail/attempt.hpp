@@ -106,7 +106,9 @@ class attempt {
     }
   };
 
-  static void* address(auto& holder) noexcept { return const_cast<void*>(static_cast<const void*>(std::addressof(holder))); }
+  static void* address(auto& holder) noexcept {
+    return const_cast<void*>(static_cast<const void*>(std::addressof(holder)));
+  }
 
   auto& the_awaitable() noexcept {
     if constexpr (by_reference) {

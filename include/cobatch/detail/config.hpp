@@ -76,7 +76,8 @@ inline decltype(auto) guarded(Body&& body, [[maybe_unused]] OnException&& on_exc
 #endif
 }
 
-/// A callable that comes as an rvalue and that GCC 12 would destroy twice if it were a temporary in a co_await expression.
+/// A callable that comes as an rvalue and that GCC 12 would destroy twice if it were a temporary in a co_await
+/// expression.
 template <class Callable>
 inline constexpr bool risky_temporary = COBATCH_WARNS_OF_TEMPORARY_PREDICT != 0 && !std::is_reference_v<Callable> &&
                                         !std::is_trivially_copyable_v<Callable>;

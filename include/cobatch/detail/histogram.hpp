@@ -10,7 +10,8 @@
 
 namespace cobatch::detail {
 
-/// Counts of durations in buckets that are about 1.5 % wide: any quantile is within 1 % of a true one, whatever the range.
+/// Counts of durations in buckets that are about 1.5 % wide: any quantile is within 1 % of a true one, whatever the
+/// range.
 ///
 /// Log-linear, after HdrHistogram (Tene): 64 buckets for each power of two; values below 64 are exact. 30 KB, taken by
 /// the first record(). Not thread-safe. Nanoseconds, but any unit will do.
@@ -45,7 +46,8 @@ class histogram {
   std::int64_t max() const noexcept { return static_cast<std::int64_t>(max_); }
   std::int64_t min() const noexcept { return count_ == 0 ? 0 : static_cast<std::int64_t>(min_); }
 
-  /// The smallest recorded value that at least the share q of all values does not exceed, to within 1 %; 0 if there is none.
+  /// The smallest recorded value that at least the share q of all values does not exceed, to within 1 %; 0 if there is
+  /// none.
   std::int64_t quantile(double q) const noexcept {
     if (count_ == 0) return 0;
     const auto rank = static_cast<std::uint64_t>(std::ceil(std::clamp(q, 0.0, 1.0) * static_cast<double>(count_)));

@@ -7,8 +7,8 @@
 
 namespace cobatch::detail {
 
-/// What one call of predict takes and gives: all that the engine needs to know of its type. Reference is what the source
-/// gives; the sample may be taken away only where it belongs to the batch.
+/// What one call of predict takes and gives: all that the engine needs to know of its type. Reference is what the
+/// source gives; the sample may be taken away only where it belongs to the batch.
 template <class Predict, class Reference, bool Owned>
 struct predict_traits {
  private:
@@ -23,8 +23,8 @@ struct predict_traits {
   using argument = std::conditional_t<accepts<Reference> || !Owned, Reference, rvalue>;
 
   static_assert(accepts<argument>,
-                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token); samples that it is to "
-                "take away (move-only ones, by value) must be handed to the batch as an rvalue range");
+                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token); samples that "
+                "it is to take away (move-only ones, by value) must be handed to the batch as an rvalue range");
 
   static constexpr bool takes_token = std::is_invocable_v<Predict&, argument, std::stop_token>;
 

@@ -26,9 +26,9 @@
 /// another one, until the cap is reached or no sample is left. A lane that is resumed is a pump again.
 ///
 /// A *station* is what a pump must occupy: there are as many as the executor resumes handles at once. It holds the
-/// pump's chunk of samples, and it is how pumps find each other (see station.hpp): a pump without work asks the others to
-/// share, a lane for which no station is free is parked with a busy one, and the pump that sees the last lane go asks
-/// the others to look again before it calls the batch complete.
+/// pump's chunk of samples, and it is how pumps find each other (see station.hpp): a pump without work asks the others
+/// to share, a lane for which no station is free is parked with a busy one, and the pump that sees the last lane go
+/// asks the others to look again before it calls the batch complete.
 
 namespace cobatch::detail {
 
@@ -66,8 +66,8 @@ class lane_base : public pooled_frame, public list_link<alive_tag> {
   Lane* next_parked = nullptr;
 
  protected:
-  /// Passes every resumption on, from inside an await_suspend: there the coroutine counts as suspended, so that the next
-  /// attempt may be given its handle, and whoever retires it may destroy it.
+  /// Passes every resumption on, from inside an await_suspend: there the coroutine counts as suspended, so that the
+  /// next attempt may be given its handle, and whoever retires it may destroy it.
   struct pass_on {
     bool await_ready() const noexcept { return false; }
     void await_suspend(std::coroutine_handle<Lane> self) const noexcept {
@@ -102,8 +102,8 @@ class pump_core {
 
   ~pump_core() = default;
 
-  /// First of all in Engine's destructor: only where the whole batch is abandoned, its executor being deserted, are there
-  /// lanes left. Those that queue for something go before those that may have it and give it back.
+  /// First of all in Engine's destructor: only where the whole batch is abandoned, its executor being deserted, are
+  /// there lanes left. Those that queue for something go before those that may have it and give it back.
   void abandon_lanes() noexcept {
     intrusive_list<alive_tag> others;
     while (auto* const left = lanes_.first()) {
@@ -282,13 +282,13 @@ bool pump_core<Engine, Lane>::ask_others(station& here) {
   return asked;
 }
 
-/// Called when the last lane was seen to go, or when another pump has passed on this duty. True: the batch is complete and
-/// *this may be gone.
+/// Called when the last lane was seen to go, or when another pump has passed on this duty. True: the batch is complete
+/// and *this may be gone.
 ///
-/// Complete means: no lane, and no pump but this one. While no lane is alive only a pump in some busy station could make
-/// one; if there is such a station its owner gets the duty. If none was seen busy, and no lane has been made since
-/// before the first look (the high half of live_ is the same), no station can have become busy again: a pump begins with
-/// a lane. Two pumps that keep passing the duty to each other would both have to mark the other's station between
+/// Complete means: no lane, and no pump but this one. While no lane is alive only a pump in some busy station could
+/// make one; if there is such a station its owner gets the duty. If none was seen busy, and no lane has been made since
+/// before the first look (the high half of live_ is the same), no station can have become busy again: a pump begins
+/// with a lane. Two pumps that keep passing the duty to each other would both have to mark the other's station between
 /// the other's own check and the very next instruction, every time.
 template <class Engine, class Lane>
 bool pump_core<Engine, Lane>::last_check(station& here) {

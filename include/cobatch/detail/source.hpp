@@ -51,7 +51,9 @@ class indexed_source {
   struct cell {};
 
   explicit indexed_source(View&& samples)
-      : samples_(std::move(samples)), begin_(std::ranges::begin(samples_)), size_(static_cast<std::size_t>(std::ranges::size(samples_))) {
+      : samples_(std::move(samples)),
+        begin_(std::ranges::begin(samples_)),
+        size_(static_cast<std::size_t>(std::ranges::size(samples_))) {
     returned_.reserve(most_returned);
   }
   indexed_source(const indexed_source&) = delete;
@@ -75,7 +77,8 @@ class indexed_source {
     }
     if (next_ == size_) return false;
     const std::size_t left = size_ - next_;
-    const std::size_t chunk = workers == 1 ? largest_chunk : std::clamp<std::size_t>(left / (4 * workers), 1, largest_chunk);
+    const std::size_t chunk =
+        workers == 1 ? largest_chunk : std::clamp<std::size_t>(left / (4 * workers), 1, largest_chunk);
     range = {next_, next_ + std::min(chunk, left)};
     next_ = range.end;
     grow(range.end);
@@ -112,8 +115,8 @@ class indexed_source {
   std::vector<index_range> returned_;
 };
 
-/// Samples that can only be read one after another, by whichever pump comes first: single-pass, lazy, of unknown length,
-/// or made by the user's own iterators. A sample is read when its lane is ready for it, never ahead.
+/// Samples that can only be read one after another, by whichever pump comes first: single-pass, lazy, of unknown
+/// length, or made by the user's own iterators. A sample is read when its lane is ready for it, never ahead.
 ///
 /// Reading is exclusive but under no lock, for it runs the user's code: `reading_` is a flag that is tried, not waited
 /// for. A pump that finds it taken answers `elsewhere` and leaves; the reader is told (station::wanted) and starts
@@ -159,8 +162,9 @@ class pulled_source {
     }
   }
 
-  /// Reads one sample into `to`, if `reserve()` finds that there is room for it. `place(index)`, while reading is still exclusive, makes room for its result; where it
-  /// answers false nothing more is read. `failed()`, inside the handler of what the input threw, has room as well.
+  /// Reads one sample into `to`, if `reserve()` finds that there is room for it. `place(index)`, while reading is still
+  /// exclusive, makes room for its result; where it answers false nothing more is read. `failed()`, inside the handler
+  /// of what the input threw, has room as well.
   template <class Reserve, class Place, class Failed>
   claim pull(cell& to, Reserve&& reserve, Place&& place, Failed&& failed) {
     if (exhausted_.load(std::memory_order_acquire)) return claim::exhausted;
