@@ -439,7 +439,7 @@ void batch_gates<Types>::give_way(lane& self, bool suspended) {
 
 template <class Types>
 inline bool batch_gates<Types>::asked_for_permit() const noexcept {
-  const async_semaphore& shared = *engine_.options_.semaphore;
+  async_semaphore& shared = *engine_.options_.semaphore;
   const std::size_t ours = someone_waits_.load(std::memory_order_relaxed) ? 1 : 0;
   return shared.waiting() > ours || semaphore_access::core(shared).overdrawn();
 }
