@@ -301,14 +301,17 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
 template <class Types>
 supply batch_engine<Types>::provide(station& here, lane* current) {
   if (!needs_.nothing) {
-    if ((current && current->has_sample) || retries_.any_ready() || hedges_.wanted()) return supply::ready;
+    if ((current && current->has_sample) || hedges_.wanted()) return supply::ready;
+    if (!source::indexed && retries_.any_ready()) return supply::ready;
     if (needs_.gates && !current && gates_.is_busy()) return supply::queued;  // it would need a lane only to queue
   }
   if constexpr (source::indexed) {
     if (!here.range.empty()) return supply::ready;
     const auto make_room = [&](std::size_t end) { sink_.make_room(end); };
     if (source_.refill(here.range, station_count_, make_room)) return supply::ready;
-    return this->steal(here);
+    // A sample that is tried again queues at the tail.
+    const supply stolen = this->steal(here);
+    return stolen != supply::ready && retries_.any_ready() ? supply::ready : stolen;
   } else {
     return source_.exhausted() ? supply::none : supply::ready;
   }
@@ -378,11 +381,16 @@ void batch_engine<Types>::finish() {
 
 template <class Types>
 claim batch_engine<Types>::take_sample(station& here, lane& self) {
-  if (needs_.retries && retries_.take(self)) return claim::taken;
+  if constexpr (!source::indexed) {
+    if (needs_.retries && retries_.take(self)) return claim::taken;
+  }
   if constexpr (is_awaited<source>) {
     return claim::exhausted;  // read by gates_.pass_input()
   } else if constexpr (source::indexed) {
-    if (here.range.empty()) return claim::elsewhere;  // what was ready somebody else has taken: look again
+    if (here.range.empty()) {
+      if (needs_.retries && retries_.take(self)) return claim::taken;
+      return claim::elsewhere;  // what was ready somebody else has taken: look again
+    }
     self.index = here.range.begin++;
     self.slot = sink_.made_slot(self.index);
   } else {

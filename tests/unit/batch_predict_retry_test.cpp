@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <ranges>
 #include <stdexcept>
 #include <stop_token>
 #include <string>
@@ -342,15 +343,29 @@ TEST_CASE("retry: nothing of the failed attempt is alive during the backoff") {
   CHECK(predict.calls().size() == 30);
 }
 
-TEST_CASE("retry: a sample whose backoff is over goes ahead of samples that have not started, oldest first") {
-  simulation sim;
-  script predict(
-      sim, [](int sample, int number) { return sample < 3 && number == 1 ? fails_after(10ms) : value_after(100ms); });
-  const auto results = play(sim, predict, samples_below(6), {.max_concurrency = 1, .retry = exactly(2, 20ms)});
-  CHECK(values_in(results) == 6);
-  // 0 sleeps until 30, 1 until 40, 2 until 50; 3 takes until 130.
-  CHECK(predict.order() == std::vector<int>{0, 1, 2, 0, 1, 2, 3, 4, 5});
-  CHECK(elapsed(sim) == 630ms);
+TEST_CASE("retry: a sample whose backoff is over queues at the tail, oldest first") {
+  const auto fail_at_first = [](int sample, int number) {
+    return sample < 3 && number == 1 ? fails_after(10ms) : value_after(100ms);
+  };
+  const cobatch::batch_options options{.max_concurrency = 1, .retry = exactly(2, 20ms)};
+  SECTION("behind the samples of the range that have not started") {
+    simulation sim;
+    script predict(sim, fail_at_first);
+    const auto results = play(sim, predict, samples_below(6), options);
+    CHECK(values_in(results) == 6);
+    CHECK(predict.order() == std::vector<int>{0, 1, 2, 3, 4, 5, 0, 1, 2});
+    CHECK(elapsed(sim) == 630ms);
+  }
+  SECTION("ahead of what has not been read: an input that never ends must not keep it for ever") {
+    simulation sim;
+    script predict(sim, fail_at_first);
+    const std::vector<int> samples = samples_below(6);
+    auto one_by_one = samples | std::views::filter([](int) { return true; });
+    const auto results = sim.run(cobatch::batch_predict(sim, one_by_one, std::ref(predict), options));
+    CHECK(values_in(results) == 6);
+    CHECK(predict.order() == std::vector<int>{0, 1, 2, 0, 1, 2, 3, 4, 5});
+    CHECK(elapsed(sim) == 630ms);
+  }
 }
 
 TEST_CASE(
