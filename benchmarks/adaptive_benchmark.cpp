@@ -223,7 +223,7 @@ void add_benchmarks() {
       const scenario s{.capacity = capacity, .kind = kind, .service = service};
       const std::string name = "capacity:" + std::to_string(capacity) + "/" + name_of(kind);
       for (const std::size_t cap : {capacity / 2, 4 * capacity}) add_scenario(name, s, cap, true);
-      for (const std::size_t start : {1, 20, 1000}) add_scenario(name, s, start, false);
+      for (const std::size_t start : {1u, 20u, 1000u}) add_scenario(name, s, start, false);
     }
   }
   for (const latency kind : kinds) {
@@ -231,7 +231,7 @@ void add_benchmarks() {
     add_scenario("capacity:50_halves/" + name_of(kind), s, 50, true);
     add_scenario("capacity:50_halves/" + name_of(kind), s, 20, false);
   }
-  for (const std::size_t start : {1, 1000}) {
+  for (const std::size_t start : {1u, 1000u}) {
     add_scenario("capacity:50/uniform", {.kind = latency::uniform, .aimd = true}, start, false);
   }
 }

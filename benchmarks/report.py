@@ -64,6 +64,7 @@ def number(x):
 # A row with `over` is the ratio to that benchmark.
 
 F, S, E, T = "fan_out/", "semaphore/", "executor/", "timer/"
+ST, O = "stream/", "observer/"
 
 
 def goal(title, name, limit, metric="ns_per_sample", over=None, at_least=False, unit="ns", peers=()):
@@ -138,6 +139,18 @@ goals = [
          "rejected", unit=""),
     goal("the same with retries alone: calls per sample until all have succeeded", "policies/throttle/retry", None,
          "calls_per_sample", unit="", peers=[("where rejections say when to come back", "policies/throttle/retry_after")]),
+    *(goal(f"a stream, over batch_predict of the same samples ({stages}, {order} order, {e})",
+           f"{ST}{work}/{e}/{order}_order", 2, over=f"{ST}{work}/{e}/batch_predict",
+           peers=[("the stream", f"{ST}{work}/{e}/{order}_order"), ("batch_predict", f"{ST}{work}/{e}/batch_predict")])
+      for work, stages in (("one_stage", "one stage"), ("two_stages", "two stages over two passes"))
+      for e in ("run_loop", "pool_1", "pool_2") for order in ("input", "completion")),
+    *(goal(f"ten million samples through two stages: peak memory beyond that of 64 samples ({e})", f"{ST}memory/{e}/ten_million",
+           1, "peak_MB", unit="MB", peers=[("ten thousand samples", f"{ST}memory/{e}/ten_thousand")])
+      for e in ("run_loop", "pool_1", "pool_2")),
+    *(goal(f"what metrics add to a trivial sample ({e})", f"{O}{e}/metrics", 60, "more_ns_per_sample",
+           peers=[(label, f"{O}{e}/{who}") for label, who in (
+               ("hooks that do nothing", "hooks_that_do_nothing"), ("a trace", "trace"), ("both", "metrics_and_trace"))])
+      for e in ("run_loop", "pool_1", "pool_2")),
 ]
 
 
@@ -184,10 +197,10 @@ def goals_table(results, compile_times):
         spread = "" if spread is None else f"{spread:.0%}"
         word = "" if met is None else "met" if met else "**missed**"
         text = f"{value:.3f}" if row["metric"] == "allocs_per_sample" else f"{number(value)} {row['unit']}".strip()
-        if row["metric"] == "ns_per_sample":
-            cpu = results.median(row["name"], "cpu_ns_per_sample")
+        if cpu_metric := {"ns_per_sample": "cpu_ns_per_sample", "more_ns_per_sample": "more_cpu_ns_per_sample"}.get(row["metric"]):
+            cpu = results.median(row["name"], cpu_metric)
             if row["over"]:
-                cpu = cpu / results.median(row["over"], "cpu_ns_per_sample")
+                cpu = cpu / results.median(row["over"], cpu_metric)
             text += f" (CPU {number(cpu)})"
         lines.append(f"| {row['title']} | {text} | {spread} | {beside} | {goal_text(row)} | {word} |")
     for what, title, limit in (("include", "compiling `#include <cobatch/cobatch.hpp>`, -O2", 2), ("quickstart", "compiling the quickstart, -O2", 4)):
@@ -215,7 +228,8 @@ def all_rows(results):
     lines = ["| benchmark | ns a sample | spread | samples/s | heap calls a sample | peak MB | CPU ns a sample | more |",
              "|---|---:|---:|---:|---:|---:|---:|---|"]
     extra = {"wall_over_ideal": "wall over ideal", "cost_over_alone": "cost over alone",
-             "share_of_the_other": "share of the other", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
+             "share_of_the_other": "share of the other", "p50_ms": "p50 ms", "p99_ms": "p99 ms",
+             "more_ns_per_sample": "more ns a sample", "more_cpu_ns_per_sample": "more CPU ns a sample"}
     for name in sorted(results.rows, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)]):
         spread = results.spread(name)
         allocations = results.median(name, "allocs_per_sample")

@@ -94,7 +94,7 @@ compile_seconds quickstart "$build/quickstart.cpp"
 
 if [[ -n $quick ]]; then export COBATCH_BENCHMARK_QUICK=1; fi
 status=0
-programs=(fan_out semaphore executor timer limits policies gather.py)
+programs=(fan_out semaphore executor timer limits policies micro_batch stream observer gather.py)
 for ((round = 1; round <= rounds; ++round)); do
   for program in $(printf '%s\n' "${programs[@]}" | shuf); do
     say "Round $round of $rounds: $program"

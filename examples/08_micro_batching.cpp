@@ -1,8 +1,9 @@
 // Many callers, one model that takes batches: when a micro_batcher pays, and when it does not.
 //
-// The same requests, by 1, 8 and 64 callers at a time, each of which waits for its answer before it asks again; once with
-// a call of the model for each request, and once through a micro_batcher. Two models give the same answers: the digits
-// network on this computer, and a simulated accelerator that runs one call at a time, of 2 ms plus 20 us per sample.
+// The same requests, by 1, 8 and 64 callers at a time, each of which waits for its answer before it asks again; once
+// with a call of the model for each request, and once through a micro_batcher. Two models give the same answers: the
+// digits network on this computer, and a simulated accelerator that runs one call at a time, of 2 ms plus 20 us per
+// sample.
 #include <chrono>
 #include <cstdio>
 #include <numeric>

@@ -32,8 +32,8 @@ concept no_plain_value = std::same_as<std::remove_cvref_t<U>, error> || std::sam
 /// What `initiate` of from_callback<T>() gets: call it with the value (with nothing where T is void), with an error, an
 /// errc, a std::exception_ptr, or an expected<T, error>.
 ///
-/// The first call of all its copies counts; all others are ignored. If all copies are destroyed without a call, the await
-/// ends with errc::callback_dropped. An exception from making the T is the outcome, and does not leave the call.
+/// The first call of all its copies counts; all others are ignored. If all copies are destroyed without a call, the
+/// await ends with errc::callback_dropped. An exception from making the T is the outcome, and does not leave the call.
 ///
 /// Resumes: see from_callback(). The call may destroy the callback that is called.
 /// Lifetime: copies may outlive the await.
@@ -93,18 +93,19 @@ class callback {
   detail::callback_state<T>* state_ = nullptr;
 };
 
-/// `co_await from_callback<T>(initiate)` calls `initiate(done)` and gives what `done` is called with, an expected<T, error>.
+/// `co_await from_callback<T>(initiate)` calls `initiate(done)` and gives what `done` is called with, as an
+/// expected<T, error>.
 ///
 /// `done` is a callback<T>: a one-shot function that any thread may call, also inside `initiate`, before the await has
 /// suspended. It can be returned by a predict as it is: `return from_callback<int>(...)` is one sample's outcome.
 ///
-/// Resumes: on the executor on which it suspended. Where it suspended on none, or that one refuses it, inside the call (or
-/// the destructor) of `done`; a chain of those, however long, runs on a flat stack. Called inside `initiate`, `done`
-/// does not suspend the coroutine, and no number of such awaits deepens the stack.
-/// Lifetime: nothing is called before the co_await; `initiate` is kept until the await has ended. A coroutine that waits may
-/// be destroyed; that `done` is not called or destroyed elsewhere at that very moment is the caller's part.
-/// Errors: errc::exception with what `initiate` throws before `done` was called; errc::callback_dropped where all copies
-/// of `done` are gone; std::bad_alloc from the co_await.
+/// Resumes: on the executor on which it suspended. Where it suspended on none, or that one refuses it, inside the call
+/// (or the destructor) of `done`; a chain of those, however long, runs on a flat stack. Called inside `initiate`,
+/// `done` does not suspend the coroutine, and no number of such awaits deepens the stack.
+/// Lifetime: nothing is called before the co_await; `initiate` is kept until the await has ended. A coroutine that
+/// waits may be destroyed; that `done` is not called or destroyed elsewhere at that very moment is the caller's part.
+/// Errors: errc::exception with what `initiate` throws before `done` was called; errc::callback_dropped where all
+/// copies of `done` are gone; std::bad_alloc from the co_await.
 /// Allocates: one block for the outcome, from a per-thread pool.
 ///
 /// Example: `auto text = co_await from_callback<std::string>([&](auto done) { client.get(url, done); });`
@@ -120,8 +121,8 @@ template <class T, class Initiate>
   requires std::invocable<std::decay_t<Initiate>&, callback<T>> &&
            (!std::is_lvalue_reference_v<Initiate> && !std::is_trivially_copyable_v<std::decay_t<Initiate>>)
 [[deprecated(
-    "cobatch: GCC 12 destroys a temporary function with non-trivial captures twice inside a co_await expression: name the "
-    "function before co_await (`auto initiate = [...]...;`) and pass it by that name; define "
+    "cobatch: GCC 12 destroys a temporary function with non-trivial captures twice inside a co_await expression: name "
+    "the function before co_await (`auto initiate = [...]...;`) and pass it by that name; define "
     "COBATCH_NO_TEMPORARY_PREDICT_WARNING to silence")]]
 detail::callback_awaiter<T, std::decay_t<Initiate>> from_callback(Initiate&& initiate) {
   return detail::callback_awaiter<T, std::decay_t<Initiate>>(std::forward<Initiate>(initiate));

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <exception>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -28,6 +29,28 @@ enum class errc : std::uint8_t {
   callback_dropped,       ///< every copy of the callback was destroyed, and none was called
   closed,                 ///< what it was handed to takes no more
 };
+
+/// `"timed_out"` for errc::timed_out: for labels and logs; "success" for errc{}, "other" for what is none of them.
+constexpr std::string_view name_of(errc code) noexcept {
+  if (code == errc{}) return "success";
+  switch (code) {
+    case errc::exception: return "exception";
+    case errc::cancelled: return "cancelled";
+    case errc::not_started: return "not_started";
+    case errc::timed_out: return "timed_out";
+    case errc::deadline_exceeded: return "deadline_exceeded";
+    case errc::input_failed: return "input_failed";
+    case errc::executor_stopped: return "executor_stopped";
+    case errc::cost_exceeds_capacity: return "cost_exceeds_capacity";
+    case errc::would_deadlock: return "would_deadlock";
+    case errc::queue_timed_out: return "queue_timed_out";
+    case errc::queue_full: return "queue_full";
+    case errc::batch_size_mismatch: return "batch_size_mismatch";
+    case errc::callback_dropped: return "callback_dropped";
+    case errc::closed: return "closed";
+  }
+  return "other";
+}
 
 namespace detail {
 

@@ -25,7 +25,8 @@ namespace cobatch {
 ///
 /// Optional members: `ex.concurrency()`, how many handles it resumes at the same time; `ex.running_in_this_thread()`,
 /// whether the calling thread runs its loop right now; `ex.now()`, a time point of a clock of its own.
-/// Lifetime: everything here refers to an executor by its address; it must outlive what runs on it.
+/// Lifetime: everything here refers to an executor by its address; it must outlive what runs on it. A coroutine that
+/// has been handed over must not be destroyed before it has been resumed.
 template <class Executor>
 concept executor = requires(Executor& ex, std::coroutine_handle<> handle) {
   requires std::is_void_v<decltype(ex.execute(handle))> || std::same_as<decltype(ex.execute(handle)), bool>;
@@ -95,7 +96,7 @@ class [[nodiscard]] schedule_awaiter {
  public:
   explicit schedule_awaiter(Executor& ex) noexcept : executor_(&ex) {}
 
-  bool await_ready() const noexcept { return std::same_as<Executor, inline_executor>; }
+  bool await_ready() const noexcept { return std::same_as<std::remove_const_t<Executor>, inline_executor>; }
   bool await_suspend(std::coroutine_handle<> handle) noexcept;
   void await_resume() const {
     if (refused_) [[unlikely]]
@@ -176,7 +177,7 @@ std::chrono::nanoseconds now_of(Executor& ex) noexcept {
 
 /// Throws if blocking this thread would stop an executor's loop; `what` names the blocking function.
 inline void require_blockable_thread(const char* what) {
-  if (const char* const loop = current_executor().blocks()) [[unlikely]] {
+  if (const char* const loop = this_thread_loop) [[unlikely]] {
     const std::string message = std::string(what) + " was called on " + loop +
                                 ": it would block the thread that it may be waiting for; co_await instead";
     throw_system_error(errc::would_deadlock, message.c_str());
@@ -222,6 +223,9 @@ class function_executor<Post>::resumption {
 
 template <class Post>
 bool function_executor<Post>::execute(std::coroutine_handle<> handle) {
+  static_assert(std::is_invocable_v<Post&, resumption>,
+                "cobatch: the post of a function_executor must take any copyable callable void(), such as a generic "
+                "lambda [&](auto f) { threads.post(f); } or one that takes a std::function<void()>");
   if constexpr (std::same_as<decltype(post_(resumption(*this, handle))), bool>) {
     return post_(resumption(*this, handle));
   } else {

@@ -22,9 +22,6 @@
 
 namespace cobatch {
 
-/// `"timed_out"` for errc::timed_out: for labels and logs; "success" for errc{}.
-constexpr std::string_view name_of(errc code) noexcept;
-
 /// What holds a batch up, see metrics_snapshot::slowed_by().
 enum class bottleneck : std::uint8_t {
   nothing,   ///< nothing but predict itself, as far as can be seen
@@ -126,41 +123,6 @@ class metrics_snapshot {
 };
 
 // ---- Implementation ----
-
-constexpr std::string_view name_of(errc code) noexcept {
-  if (code == errc{}) return "success";
-  switch (code) {
-    case errc::exception:
-      return "exception";
-    case errc::cancelled:
-      return "cancelled";
-    case errc::not_started:
-      return "not_started";
-    case errc::timed_out:
-      return "timed_out";
-    case errc::deadline_exceeded:
-      return "deadline_exceeded";
-    case errc::input_failed:
-      return "input_failed";
-    case errc::executor_stopped:
-      return "executor_stopped";
-    case errc::cost_exceeds_capacity:
-      return "cost_exceeds_capacity";
-    case errc::would_deadlock:
-      return "would_deadlock";
-    case errc::queue_timed_out:
-      return "queue_timed_out";
-    case errc::queue_full:
-      return "queue_full";
-    case errc::batch_size_mismatch:
-      return "batch_size_mismatch";
-    case errc::callback_dropped:
-      return "callback_dropped";
-    case errc::closed:
-      return "closed";
-  }
-  return "other";
-}
 
 inline void metrics_snapshot::merge(const metrics_snapshot& other) {
   for (auto count : {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,

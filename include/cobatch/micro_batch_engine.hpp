@@ -39,6 +39,11 @@ class sample_waiter : public batch_waiter {
   std::optional<expected<T, error>> result;  // written by the slot before it is settled
 };
 
+/// What the model failed with, and not the batcher: after a stop or a deadline it is called by their name.
+inline bool is_of_the_model(const error& why) noexcept {
+  return why.code != errc::batch_size_mismatch && why.code != errc::executor_stopped;
+}
+
 /// The part that knows the samples.
 template <class Sample, class T>
 class micro_batch_model : public micro_batch_core {
@@ -110,21 +115,14 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
     slot& self = static_cast<slot&>(started);
     self.batch.clear();
     guarded([&] { self.batch.reserve(self.group.count); }, [] {});  // the same failure comes again below
-    for (batch_waiter* next = self.group.first(); next;) {
+    for (batch_waiter* next = self.group.first(); next; next = self.group.after(*next)) {
       auto& each = static_cast<waiter_type&>(*next);
-      next = self.group.after(each);
       each.index = self.batch.size();
-      const bool moved = guarded(
-          [&] {
-            self.batch.push_back(std::move(each.sample));
-            return true;
-          },
-          [&] {
-            each.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0));
-            return false;
-          });
-      if (!moved) this->deliver_one(each);
+      // One that cannot be moved has its result, and leaves with those before it.
+      guarded([&] { self.batch.push_back(std::move(each.sample)); },
+              [&] { each.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0)); });
     }
+    if (self.batch.empty()) return end(self);
     self.begin = 0;
     self.ranges = 1;
     self.ends[0] = self.batch.size();
@@ -224,33 +222,40 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
         const auto make = [&](auto&&... from) { each.result.emplace(static_cast<decltype(from)>(from)...); };
         guarded([&] { many::take(results, each.index - self.begin, make); },
                 [&] { each.result.emplace(unexpect, error(errc::exception, std::current_exception())); });
+        name_by_deadline(each);
       });
     }
   }
 
   /// A whole range failed: cut in two, if we are to find out whose fault it was.
-  void fail_batch(slot& self, error why) {
+  void fail_batch(slot& self, const error& why) {
     const std::size_t end = self.ends[self.ranges - 1];
     if (isolates_ && end - self.begin > 1) {
       self.ends[self.ranges++] = self.begin + (end - self.begin) / 2;
       self.cut = true;
       return;
     }
-    fail_range(self, end, std::move(why));
+    fail_range(self, end, why);
   }
 
-  void fail_range(slot& self, std::size_t end, error why) {
-    const std::int64_t time = now();
+  void fail_range(slot& self, std::size_t end, const error& why) {
     for_range(self, end, [&](waiter_type& each) {
       each.result.emplace(unexpect, why);
-      if (each.expires <= time && why.code == errc::exception) each.result->error().code = errc::deadline_exceeded;
+      name_by_deadline(each);
     });
   }
 
+  void name_by_deadline(waiter_type& each) const noexcept {
+    if (*each.result || each.expires == timer_queue::never || !is_of_the_model(each.result->error())) return;
+    if (each.expires <= now()) each.result->error().code = errc::deadline_exceeded;
+  }
+
+  /// `use_one` with those of the next range that have no result.
   template <class Use>
   void for_range(slot& self, std::size_t end, Use&& use_one) {
-    for (batch_waiter* each = self.group.first(); each && each->index < end; each = self.group.after(*each)) {
-      use_one(static_cast<waiter_type&>(*each));
+    for (batch_waiter* next = self.group.first(); next && next->index < end; next = self.group.after(*next)) {
+      auto& each = static_cast<waiter_type&>(*next);
+      if (!each.result) use_one(each);
     }
   }
 

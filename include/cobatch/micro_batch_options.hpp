@@ -54,6 +54,9 @@ class bucketed_predict {
 
 /// `bucketed(predict_many, key)`: a batch of a micro_batcher holds only samples of equal `key(sample)`, a number: a
 /// sequence length, rounded up, so that little is padded. With costs: `bucketed(weighted(predict_many, cost), key)`.
+///
+/// Thread safety: key and cost are called inside the co_await of predict(), on the callers' threads, by many at once.
+/// Errors: what they throw is the outcome of that sample.
 template <class PredictMany, class Key>
 bucketed_predict<std::decay_t<PredictMany>, std::decay_t<Key>> bucketed(PredictMany&& predict_many, Key&& key) {
   return {std::forward<PredictMany>(predict_many), std::forward<Key>(key)};

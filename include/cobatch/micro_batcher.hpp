@@ -31,27 +31,29 @@ class micro_batch_close;
 
 }  // namespace detail
 
-/// Makes batches of the samples of many callers, for a model that is fast only in batches: `co_await batcher.predict(x)`.
+/// Makes batches of the samples of many callers, for a model that is fast only in batches.
 ///
-/// A batch starts as soon as fewer than max_concurrent_batches run and one of these holds: max_batch_size samples wait, or
-/// samples of max_batch_cost; the oldest has waited for max_delay; max_queue wait; or it is closed. So one caller alone
-/// waits for max_delay at the most, and under load batches fill up while others run. A batch takes the oldest samples
-/// first; with bucketed() those of one key, and of the keys that are due the one whose sample waits longest goes first.
+/// A batch starts as soon as fewer than max_concurrent_batches run and one of these holds: max_batch_size samples wait,
+/// or samples of max_batch_cost; the oldest has waited for max_delay; max_queue wait; or it is closed. So one caller
+/// alone waits for max_delay at the most, and under load batches fill up while others run. A batch takes the oldest
+/// samples first; with bucketed() those of one key, and of the keys that are due the one whose sample waits longest
+/// goes first.
 ///
-/// `predict_many(std::span<const Sample>)` returns one result for each sample: a std::vector (or something else with size()
-/// and []) of T or of expected<T, error>, an expected of such a vector, or an awaitable of any of these. It is called on
-/// the executor, never inside predict(), and by max_concurrent_batches threads at once.
+/// `predict_many(std::span<const Sample>)` returns one result for each sample: a std::vector (or something else with
+/// size() and []) of T or of expected<T, error>, an expected of such a vector, or an awaitable of any of these. It is
+/// called on the executor, never inside predict(), and by max_concurrent_batches threads at once.
 ///
 /// Resumes: a caller goes on on the executor on which it suspended, or else on the batcher's.
 /// Order: first come, first served among equal keys.
-/// Stops: a caller's stop or deadline takes its sample out of the queue; once its batch runs, a value counts however late
-/// it comes, and an exception or error is reported as the stop's or the deadline's.
-/// Lifetime: the executor must outlive the batcher and what it runs. Destroyed while a coroutine waits in it, it ends the
-/// program with a message: co_await close() first. Not moved, not copied.
+/// Stops: a caller's stop or deadline takes its sample out of the queue; once its batch runs, a value counts however
+/// late it comes, and an exception or error of the model's is reported as the stop's or the deadline's.
+/// Lifetime: the executor must outlive the batcher and what it runs. Destroyed while a coroutine waits in it, it ends
+/// the program with a message: co_await close() first. Not moved, not copied. A coroutine that waits may be destroyed,
+/// but not while another thread starts or ends its batch.
 /// Thread safety: predict(), close() and waiting() from any thread.
 /// Errors: see predict().
-/// Allocates: when it is made; for a batch what predict_many does. Nothing per sample: it waits in the caller's own frame,
-/// and is moved into the batch, whose memory is used again.
+/// Allocates: when it is made; for a batch what predict_many does. Nothing per sample: it waits in the caller's own
+/// frame, and is moved into the batch, whose memory is used again.
 ///
 /// Example:
 ///     cobatch::micro_batcher<image, int> batcher(pool, [&](std::span<const image> x) { return model(x); },
@@ -74,12 +76,14 @@ class micro_batcher {
 
   /// `co_await b.predict(sample, stop_token, deadline)` gives the sample's own outcome, an expected<T, error>.
   ///
-  /// The deadline counts from the co_await. A sample whose deadline is not longer than max_delay does not wait for others:
-  /// its bucket is due at once. Nothing happens before it is awaited.
-  /// Errors: `cancelled` and `deadline_exceeded`, with 0 attempts where it was never in a batch; `queue_full` and `closed`,
-  /// at once; `cost_exceeds_capacity` for a cost above max_batch_cost; `executor_stopped`; `exception` with what predict_many
-  /// threw, or an error that it returned: with isolate_failures the batch is halved until the sample's own failure is found,
-  /// else it is that of every sample of the batch; `batch_size_mismatch` for all of a batch with a wrong number of results.
+  /// The deadline counts from the co_await. A sample whose deadline is not longer than max_delay does not wait for
+  /// others: its bucket is due at once. Nothing happens before it is awaited.
+  /// Errors: `cancelled` and `deadline_exceeded`, with 0 attempts where it was never in a batch; `queue_full` and
+  /// `closed`, at once; `cost_exceeds_capacity` for a cost above max_batch_cost; `executor_stopped`; `exception` with
+  /// what predict_many threw, or an error that it returned (or with what cost or key of the sample threw, and 0
+  /// attempts): with isolate_failures the batch is halved until the sample's own failure is found, else it is that of
+  /// every sample of the batch; `batch_size_mismatch` for all of a batch with a wrong number of results. std::bad_alloc
+  /// from the co_await.
   [[nodiscard]] detail::micro_batch_predict<Sample, T> predict(Sample&& sample, std::stop_token stop = {},
                                                                std::chrono::nanoseconds deadline = no_timeout) {
     return {*model_, std::move(sample), std::move(stop), deadline};
@@ -92,8 +96,8 @@ class micro_batcher {
     return {*model_, Sample(sample), std::move(stop), deadline};
   }
 
-  /// `co_await b.close()`: no more samples from now on; what waits runs at once, in as many batches as it takes; goes on
-  /// when all callers have their outcomes and nothing of the batcher runs. Any number may close it.
+  /// `co_await b.close()`: no more samples from now on; what waits runs at once, in as many batches as it takes; goes
+  /// on when all callers have their outcomes and nothing of the batcher runs. Any number may close it.
   ///
   /// Resumes: as the callers of predict().
   [[nodiscard]] detail::micro_batch_close close();
@@ -126,8 +130,8 @@ class [[nodiscard]] micro_batch_predict {
 
   bool await_ready() const noexcept { return false; }
 
-  // The callback stands before the waiter is queued: nobody resumes the coroutine, which destroys the callback, while it
-  // is under construction. A stop between the two is seen by enqueue().
+  // The callback stands before the waiter is queued: nobody resumes the coroutine, which destroys the callback, while
+  // it is under construction. A stop between the two is seen by enqueue().
   bool await_suspend(std::coroutine_handle<> awaiting) {
     if (stop_.stop_requested()) {
       waiter_.outcome = batch_outcome::cancelled;
@@ -160,8 +164,9 @@ class [[nodiscard]] micro_batch_predict {
     on_stop_.reset();  // waits for the callback to return, should it be running on another thread
     suspended_ = false;
     if (!waiter_.result) return unexpected(error(why(), {}, 0));
-    if (!*waiter_.result && waiter_.result->error().code == errc::exception && stop_.stop_requested()) {
-      waiter_.result->error().code = errc::cancelled;
+    if (!*waiter_.result && stop_.stop_requested()) {
+      error& why = waiter_.result->error();
+      if (is_of_the_model(why) && why.code != errc::deadline_exceeded) why.code = errc::cancelled;
     }
     return *std::move(waiter_.result);
   }

@@ -20,6 +20,7 @@
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
+#include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -128,6 +129,7 @@ class run_loop::running final : public detail::driver_end {
  private:
   run_loop* self_;
   detail::executor_scope scope_;
+  detail::own_trampoline trampoline_;
 };
 
 template <detail::awaitable Awaitable>

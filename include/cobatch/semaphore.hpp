@@ -102,14 +102,14 @@ class [[nodiscard]] permit {
 /// Order: first come, first served, whatever the weights. A permit that is given back is handed to the oldest
 /// waiter directly. Nobody overtakes: while anyone waits, a newcomer queues and try_acquire() fails.
 /// Resumes: a waiter goes on on the executor on which it suspended, never inside release(). Where it suspended
-/// on none, or that one refuses it, it goes on inside the call that lets it: release(), set_limit(),
-/// request_stop(), or the destructor of a permit or of a waiting coroutine; a chain of those, however long,
-/// runs on a flat stack. A coroutine that need not wait is not suspended.
+/// on none, or that one refuses it, or resumes at once as inline_executor does, it goes on inside the call that
+/// lets it: release(), set_limit(), request_stop(), or the destructor of a permit or of a waiting coroutine; a
+/// chain of those, however long, runs on a flat stack. A coroutine that need not wait is not suspended.
 /// Stops: with a stop token, acquire() ends with errc::cancelled when a stop is requested while it waits. What
 /// has been granted stays granted, even where the waiter has not run yet.
 /// Lifetime: it must outlive its permits; destroyed while a coroutine waits in it, it ends the program with a
 /// message. A coroutine that waits may be destroyed, and leaves the queue; that no other thread grants or
-/// stops it at that very moment is the caller's part.
+/// stops it at that very moment, and that its executor is not to resume it any more, is the caller's part.
 /// Thread safety: any thread may call any member at any time. What came before a permit was given back
 /// happens before what comes after it is taken.
 /// Complexity: O(1), except for set_limit(). Allocates nothing: a waiter lives in the awaiting frame.
@@ -292,7 +292,7 @@ class [[nodiscard]] stoppable_acquire_awaiter {
       return false;
     }
     acquisition_.prepare_to_wait(awaiting);
-    if (stop_.stop_possible()) on_stop_.emplace(std::move(stop_), stop_waiter{&acquisition_});
+    if (stop_.stop_possible()) on_stop_.emplace(stop_, stop_waiter{&acquisition_});
     return !acquisition_.semaphore().wait_for(acquisition_.waiter(), semaphore_core::first_try::refused);
     // Where it is queued, *this may be gone: another thread may have resumed the coroutine.
   }

@@ -17,6 +17,7 @@
 #include <cobatch/detail/handle_queue.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
+#include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -64,7 +65,8 @@ class simulation {
   /// Awaits `awaitable` on this executor, on the calling thread, and returns its result or rethrows its exception.
   ///
   /// Errors: deadlock_error if everything waits and no timer is left; the coroutine that awaited is destroyed then,
-  /// and with it what it owns. std::logic_error if this simulation is already running.
+  /// and with it what it owns. What that makes ready, up to the next run(), might be destroyed with it, and does not
+  /// run any more. std::logic_error if this simulation is already running.
   /// Allocates: one coroutine frame, and the queues as they grow.
   template <detail::awaitable Awaitable>
   detail::driven_result<Awaitable> run(Awaitable&& awaitable);
@@ -101,7 +103,7 @@ class simulation {
   void make_due_ready();
   std::coroutine_handle<> pick() noexcept;
   std::uint64_t random() noexcept;
-  [[noreturn]] void report_deadlock() const;
+  [[noreturn]] void report_deadlock();
 
   detail::handle_queue ready_;
   detail::timer_queue timers_;
@@ -110,6 +112,7 @@ class simulation {
   std::uint64_t random_;
   bool running_ = false;
   bool draining_ = false;
+  bool deadlocked_ = false;  // from a deadlock to the next run()
 };
 
 // ---- Implementation ----
@@ -128,11 +131,13 @@ class simulation::running final : public detail::driver_end {
  private:
   simulation* self_;
   detail::executor_scope scope_;
+  detail::own_trampoline trampoline_;
 };
 
 template <detail::awaitable Awaitable>
 detail::driven_result<Awaitable> simulation::run(Awaitable&& awaitable) {
   if (running_) detail::throw_or_fail<std::logic_error>("simulation::run was called inside its own run");
+  deadlocked_ = false;
   detail::outcome<detail::driven_result<Awaitable>> result;
   {
     running loop(*this);
@@ -159,7 +164,7 @@ inline simulation::~simulation() {
 
 inline bool simulation::execute(std::coroutine_handle<> handle) {
   if (draining_) return false;
-  ready_.push(handle);
+  if (!deadlocked_) ready_.push(handle);
   return true;
 }
 
@@ -181,9 +186,10 @@ inline void simulation::make_due_ready() {
   }
 }
 
-/// Ready from this moment on, ahead of what comes later. Without memory it stays due, and resume_one() finds it.
+/// Ready from this moment on, ahead of what comes later. Without memory, and after a deadlock, it stays due, and
+/// resume_one() finds it.
 inline void simulation::stop_timer(detail::timer_node& node) {
-  if (timers_.stop(node)) detail::guarded([&] { make_due_ready(); }, [] {});
+  if (timers_.stop(node) && !deadlocked_) detail::guarded([&] { make_due_ready(); }, [] {});
 }
 
 inline std::coroutine_handle<> simulation::pick() noexcept {
@@ -202,7 +208,8 @@ inline std::uint64_t simulation::random() noexcept {
   return bits ^ (bits >> 31);
 }
 
-inline void simulation::report_deadlock() const {
+inline void simulation::report_deadlock() {
+  deadlocked_ = true;
   std::string fraction = std::to_string(now_ % 1'000'000'000);
   fraction.insert(0, 9 - fraction.size(), '0');
   const std::string message = "simulation: deadlock after " + std::to_string(now_ / 1'000'000'000) + "." + fraction +

@@ -126,7 +126,7 @@ class stream_state {
   /// The stream object goes.
   static void abandon(std::unique_ptr<stream_state> self) {
     if (!self->started_ || self->close()) return;
-    if (current_executor().blocks() == nullptr) {
+    if (this_thread_loop == nullptr) {
       sync_wait(stream_close<stream_state>(*self));
       return;
     }

@@ -6,6 +6,7 @@
 
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/driver.hpp>
+#include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -14,7 +15,8 @@ namespace cobatch {
 /// its result (void, a reference, or a value moved out) or rethrows its exception.
 ///
 /// Errors: std::system_error with errc::would_deadlock, with nothing started, where this thread runs the loop of a
-/// run_loop, a thread_pool or a simulation: what it would wait for might need this very thread. Use co_await there.
+/// run_loop, a thread_pool or a simulation, be it through another executor: what it would wait for might need this very
+/// thread. Use co_await there. The threads of executors of your own are not recognised.
 /// Allocates: one coroutine frame.
 template <detail::awaitable Awaitable>
 detail::driven_result<Awaitable> sync_wait(Awaitable&& awaitable);
@@ -50,6 +52,7 @@ detail::driven_result<Awaitable> sync_wait(Awaitable&& awaitable) {
   detail::require_blockable_thread("sync_wait");
   detail::outcome<detail::driven_result<Awaitable>> result;
   detail::blocking_end end;
+  const detail::own_trampoline trampoline;
   auto driver = detail::drive(static_cast<Awaitable&&>(awaitable), result);
   if (!driver.start(result, end)) end.wait();
   return result.take();

@@ -99,7 +99,17 @@ TEST_CASE("micro batcher: on several threads every caller gets exactly one outco
                                 .max_concurrent_batches = 1 + random() % 4,
                                 .max_queue = random() % 2 ? cobatch::unlimited : 1 + random() % 20,
                                 .isolate_failures = true};
-    batcher all(pool, doubling(pool, calls), options);
+    std::optional<batcher> made;
+    if (round % 2 == 0) {
+      made.emplace(pool, doubling(pool, calls), options);
+    } else {
+      options.max_batch_cost = 8;
+      made.emplace(pool,
+                   cobatch::bucketed(cobatch::weighted(doubling(pool, calls), [](int x) { return 1 + x % 8; }),
+                                     [](int x) { return x % 3; }),
+                   options);
+    }
+    batcher& all = *made;
     tally counts;
     counts.alive = users;
     std::stop_source stop;

@@ -430,17 +430,17 @@ TEST_CASE("hedge: a batch that is stopped at the very moment of doubling ends th
 // ---- Samples ----
 
 TEST_CASE("hedge: a sample that was made for the batch lives until both its attempts have ended") {
-  for (const auto& [first, second] : {std::pair(80ms, 200ms), std::pair(300ms, 100ms), std::pair(60ms, 10ms)}) {
+  for (const auto& lasting : {std::pair(80ms, 200ms), std::pair(300ms, 100ms), std::pair(60ms, 10ms)}) {
     for (const bool with_retry : {false, true}) {
       for (std::uint64_t seed = 0; seed < 10; ++seed) {
         simulation sim(seed);
         census samples;
         std::vector<int> calls(6);
-        const auto predict = [&, first = first, second = second](const tracked& sample) -> task<int> {
+        const auto predict = [&](const tracked& sample) -> task<int> {
           // Deaf to its token: it uses its sample to the end.
           const int number = sample.number();
           const int call = ++calls.at(static_cast<std::size_t>(number));
-          co_await sim.schedule_after(call == 1 ? first : second);
+          co_await sim.schedule_after(call == 1 ? lasting.first : lasting.second);
           CHECK(sample.number() == number);
           if (with_retry && call <= 2) throw std::runtime_error("again");
           co_return number;

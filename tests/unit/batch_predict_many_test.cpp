@@ -1,9 +1,12 @@
 #include <cobatch/batch_predict_many.hpp>
 
+#include <bit>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <span>
 #include <stdexcept>
 #include <stop_token>
@@ -18,6 +21,7 @@
 #include "support/batch_model.hpp"
 #include "support/catch.hpp"
 #include "support/outline.hpp"
+#include "support/started.hpp"
 
 using cobatch::batch_options;
 using cobatch::batch_predict_many;
@@ -28,6 +32,7 @@ using cobatch::many_options;
 using cobatch::simulation;
 using cobatch::task;
 using namespace std::chrono_literals;
+using std::chrono::nanoseconds;
 
 namespace {
 
@@ -171,4 +176,59 @@ TEST_CASE("batch_predict_many: predict_many may be plain, take a token, and retu
 TEST_CASE("batch_predict_many: a batch size of 0 is refused") {
   scene test;
   CHECK_THROWS_AS(test.run(3, {.max_batch_size = 0}), std::invalid_argument);
+}
+
+TEST_CASE("batch_predict_many: whatever happens, every sample has one outcome, and a right one") {
+  for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    const auto below = [&](std::uint64_t n) { return static_cast<int>(random() % n); };
+    simulation sim(seed);
+    batch_model model(sim);
+    model.per_call = below(3) * 700us;
+    const int count = below(60);
+    const many_options many{.max_batch_size = static_cast<std::size_t>(1 + below(16)),
+                            .isolate_failures = below(2) == 0};
+    batch_options options{.max_concurrency = static_cast<std::size_t>(1 + below(4))};
+    const bool has_deadline = below(4) == 0;
+    if (has_deadline) options.deadline = below(10) * 350us;
+    for (int i = 1; i <= count; ++i) {
+      if (below(12) == 0) model.poison.insert(i);
+      if (below(12) == 0) model.refused.insert(i);
+    }
+    std::stop_source stop;
+    const bool stops = below(4) == 0;
+    if (stops) options.stop = stop;
+    const std::vector<int> samples = numbers_from_1(count);
+    const auto stop_at = [&](nanoseconds when) -> started {
+      co_await sim.schedule_after(when);
+      stop.request_stop();
+    };
+    const started stopping = stop_at(below(10) * 350us);
+    const auto predict_many = model.callable();
+    const outcomes all = sim.run(batch_predict_many(sim, samples, predict_many, many, options));
+    const auto wait = [&]() -> task<> { co_await sim.schedule_after(1h); };
+    sim.run(wait());  // until the stop has come, too
+
+    REQUIRE(all.size() == samples.size());
+    CHECK(model.largest <= many.max_batch_size);
+    CHECK(static_cast<std::size_t>(model.running.most()) <= options.max_concurrency);
+    const std::size_t batches = (samples.size() + many.max_batch_size - 1) / many.max_batch_size;
+    const auto halvings = static_cast<std::size_t>(std::bit_width(many.max_batch_size - 1));  // log2, rounded up
+    CHECK(model.calls <= batches + (many.isolate_failures ? 2 * model.poison.size() * halvings : 0));
+    for (const int each : samples) {
+      const auto& outcome = all[static_cast<std::size_t>(each - 1)];
+      if (outcome) {
+        CHECK(*outcome == 2 * each);
+        CHECK(!model.poison.contains(each));
+        CHECK(!model.refused.contains(each));
+      } else if (outcome.error().code == errc::timed_out) {
+        CHECK(model.refused.contains(each));
+      } else if (outcome.error().code == errc::exception) {
+        CHECK((model.poison.contains(each) || !many.isolate_failures));
+      } else {
+        CHECK((stops || has_deadline));
+      }
+    }
+  }
 }

@@ -129,6 +129,8 @@ TEST_CASE("inline_executor: resumes inside execute, and schedule on it does not 
   CHECK(ran);
   CHECK(here.concurrency() == 1);
   CHECK(detail::runs_here(here));
+  const inline_executor constant;
+  CHECK(schedule(constant).await_ready());
 }
 
 TEST_CASE("function_executor: posts a small copyable callable that resumes the coroutine inside its scope") {

@@ -109,6 +109,22 @@ std::deque<caller> callers_at(std::vector<nanoseconds> times) {
   return all;
 }
 
+/// A sample that may break when it is moved.
+struct brittle {
+  explicit brittle(int n) : number(n) {}
+  brittle(brittle&& other) noexcept(false) : number(other.number) {
+    if (number == the_one_that_breaks) throw std::runtime_error("broken on the way");
+  }
+  static std::vector<int> numbers(std::span<const brittle> all) {
+    std::vector<int> results;
+    for (const brittle& each : all) results.push_back(each.number);
+    return results;
+  }
+
+  int number;
+  static inline int the_one_that_breaks = 0;
+};
+
 /// An executor that forwards to a simulation until it is told to refuse.
 struct refusing_executor {
   simulation& sim;
@@ -303,6 +319,22 @@ TEST_CASE("micro batcher: after the deadline a value counts, and a failure is th
   callers[0].deadline = callers[1].deadline = 5ms;
   test.run({}, callers);
   CHECK(answers(callers) == "2 at 11000, deadline_exceeded at 31000");
+}
+
+TEST_CASE("micro batcher: after a stop or a deadline an error of the model's own is theirs, a wrong count is not") {
+  for (const bool miscounts : {false, true}) {
+    scene test;
+    test.model.per_call = 10ms;
+    test.model.refused = {1, 2, 3};
+    test.model.missing = miscounts;
+    auto callers = callers_at({0ms, 0ms, 0ms});
+    callers[0].stops_at = 5ms;
+    callers[1].deadline = 5ms;
+    test.run({}, callers);
+    CHECK(answers(callers) == (miscounts ? "batch_size_mismatch at 11000, batch_size_mismatch at 11000, "
+                                           "batch_size_mismatch at 11000"
+                                         : "cancelled at 11000, deadline_exceeded at 11000, timed_out at 11000"));
+  }
 }
 
 TEST_CASE("micro batcher: a deadline of nothing is past at once") {
@@ -575,6 +607,46 @@ TEST_CASE("micro batcher: an executor whose timers have ended runs what waits at
   CHECK(test.model.log == "0: 1, 1000: 2");
 }
 
+TEST_CASE("micro batcher: memory that runs out while a sample queues is that sample's, and everyone has an outcome") {
+  int failures = 0;
+  int thrown = 0;
+  for (std::size_t n = 1, failed = 1; failed; ++n) {
+    scene test;
+    batcher all(test.sim, cobatch::bucketed(test.model.callable(), [](int x) { return x; }),
+                {.max_delay = 1ms, .max_concurrent_batches = 4});
+    int values = 0;
+    int errors = 0;
+    int refused = 0;
+    const auto call = [&](int sample, nanoseconds deadline, std::size_t failing) -> started {
+      try {
+        fail_allocation_in(failing);
+        const auto result = co_await all.predict(sample, {}, deadline);
+        ++(result ? values : errors);
+      } catch (const std::bad_alloc&) {
+        ++refused;
+      }
+      if (sample == 4) CHECK(times(test.sim) == "11000");  // it has waited for max_delay: there are timers again
+    };
+    std::vector<started> running;
+    running.reserve(4);
+    running.push_back(call(1, 3h, n));  // starts the timer
+    failed = !allocation_failure_is_pending();
+    running.push_back(call(2, 1ms, failed ? 0 : n));  // starts a batch
+    failed = failed || !allocation_failure_is_pending();
+    running.push_back(call(3, 2h, 0));
+    test.sim.run(test.wait(10ms));
+    running.push_back(call(4, 2h, 0));
+    test.sim.run(test.wait(1h));
+    CHECK(values + errors + refused == 4);
+    if (failed == 0) CHECK(values == 4);
+    failures += static_cast<int>(failed);
+    thrown += refused;
+  }
+  CHECK(failures > 0);
+  CHECK(thrown > 0);
+  CHECK(thrown <= failures);
+}
+
 // ---- Where, and at what price ----
 
 TEST_CASE("micro batcher: each caller goes on on its own executor; without one, on the batcher's") {
@@ -695,25 +767,8 @@ TEST_CASE("micro batcher: samples that are aggregates with vectors in them arriv
 }
 
 TEST_CASE("micro batcher: a sample that cannot be moved into the batch fails alone") {
-  struct brittle {
-    explicit brittle(int n) : number(n) {}
-    brittle(brittle&& other) noexcept(false) : number(other.number) {
-      if (number == breaks) throw std::runtime_error("broken on the way");
-    }
-    int number;
-    int& breaks = the_one_that_breaks();
-    static int& the_one_that_breaks() {
-      static int number = 0;
-      return number;
-    }
-  };
   simulation sim;
-  const auto numbers = [](std::span<const brittle> all) {
-    std::vector<int> results;
-    for (const brittle& each : all) results.push_back(each.number);
-    return results;
-  };
-  micro_batcher<brittle, int> all(sim, numbers, {});
+  micro_batcher<brittle, int> all(sim, brittle::numbers, {});
   std::string text;
   const auto call = [&](int n) -> started {
     brittle sample(n);
@@ -722,13 +777,47 @@ TEST_CASE("micro batcher: a sample that cannot be moved into the batch fails alo
     text += std::to_string(n) + ":" + outline(result) + " ";
   };
   std::vector<started> running;
-  for (int i = 1; i <= 3; ++i) running.push_back(call(i));
   const auto wait = [&](nanoseconds delay) -> task<> { co_await sim.schedule_after(delay); };
-  sim.run(wait(500us));
-  brittle::the_one_that_breaks() = 2;
-  sim.run(wait(1s));
-  brittle::the_one_that_breaks() = 0;
-  CHECK(text == "2:exception 1:1 3:3 ");
+  for (const int breaks : {1, 2, 3}) {
+    text.clear();
+    for (int i = 1; i <= 3; ++i) running.push_back(call(i));
+    sim.run(wait(500us));
+    brittle::the_one_that_breaks = breaks;
+    sim.run(wait(1s));
+    brittle::the_one_that_breaks = 0;
+    for (int i = 1; i <= 3; ++i) {
+      CHECK(text.find(std::to_string(i) + (i == breaks ? ":exception " : ":" + std::to_string(i) + " ")) !=
+            std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("micro batcher: where no sample can be moved into the batch, predict_many is not called") {
+  simulation sim;
+  int calls = 0;
+  const auto count = [&](std::span<const brittle> samples) {
+    ++calls;
+    return std::vector<int>(samples.size());
+  };
+  std::optional<micro_batcher<brittle, int>> all;
+  all.emplace(sim, count, micro_batch_options{});
+  // The caller goes on inside of what gives it the outcome, and destroys the batcher there.
+  step_executor own;
+  std::string text;
+  const auto call = [&]() -> started {
+    const auto result = co_await all->predict(brittle(7));
+    text = outline(result);
+    all.reset();
+  };
+  const started running = own.run(call);
+  own.refusing = true;
+  brittle::the_one_that_breaks = 7;
+  const auto wait = [&]() -> task<> { co_await sim.schedule_after(1s); };
+  sim.run(wait());
+  brittle::the_one_that_breaks = 0;
+  CHECK(text == "exception");
+  CHECK(calls == 0);
+  CHECK(!all);
 }
 
 TEST_CASE("micro batcher: options that make no sense are refused") {
@@ -885,6 +974,77 @@ TEST_CASE("micro batcher: a stop at any moment harms nobody else") {
         for (std::size_t i = 0; i < callers.size(); ++i) {
           if (i != victim && i != 4) CHECK(callers[i].result->has_value());
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("micro batcher: whatever happens, a batch has one key and a cost within its limit, also if callers end") {
+  for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    const auto below = [&](std::uint64_t n) { return static_cast<int>(random() % n); };
+    scene test(seed);
+    test.model.per_call = below(4) * 300us;
+    const int keys = 1 + below(4);
+    const int most_costly = 1 + below(6);
+    const auto key = [&](int x) { return x % keys; };
+    const auto cost = [&](int x) { return 1 + x % most_costly; };
+    const micro_batch_options options{.max_batch_size = static_cast<std::size_t>(1 + below(6)),
+                                      .max_delay = below(4) * 500us,
+                                      .max_concurrent_batches = static_cast<std::size_t>(1 + below(3)),
+                                      .max_queue = below(2) ? cobatch::unlimited
+                                                            : static_cast<std::size_t>(4 + below(9)),
+                                      .max_batch_cost = static_cast<std::size_t>(3 + below(8)),
+                                      .isolate_failures = below(2) == 0};
+    int broken_rules = 0;
+    const auto predict_many = [&](std::span<const int> batch) {
+      std::size_t sum = 0;
+      for (const int each : batch) {
+        sum += static_cast<std::size_t>(cost(each));
+        broken_rules += key(each) != key(batch[0]);
+      }
+      broken_rules += batch.empty() || batch.size() > options.max_batch_size || sum > options.max_batch_cost;
+      return test.model.predict(batch);
+    };
+    batcher all(test.sim, cobatch::bucketed(cobatch::weighted(predict_many, cost), key), options);
+    std::deque<caller> callers;
+    std::vector<started> running;
+    const int count = 1 + below(30);
+    for (int i = 1; i <= count; ++i) {
+      callers.push_back({.sample = i, .at = below(8) * 500us});
+      if (below(4) == 0) callers.back().stops_at = below(16) * 250us;
+      if (below(4) == 0) callers.back().deadline = below(12) * 250us;
+      if (below(12) == 0) test.model.poison.insert(i);
+    }
+    for (caller& each : callers) running.push_back(test.call(all, each));
+    for (caller& each : callers) {
+      if (each.stops_at != no_timeout) running.push_back(test.stop_later(each));
+    }
+    // Between the moments at which anything happens.
+    std::set<std::size_t> destroyed;
+    test.sim.run(test.wait(7us));
+    for (int i = below(6); i > 0; --i) {
+      const std::size_t victim = random() % callers.size();
+      if (callers[victim].outcomes == 0) destroyed.insert(victim);
+      running[victim].destroy();
+      test.sim.run(test.wait(below(6) * 250us));
+    }
+    test.sim.run(test.wait(1h));
+    CHECK(broken_rules == 0);
+    CHECK(static_cast<std::size_t>(test.model.running.most()) <= options.max_concurrent_batches);
+    CHECK(all.waiting() == 0);
+    for (std::size_t i = 0; i < callers.size(); ++i) {
+      const caller& each = callers[i];
+      REQUIRE(each.outcomes == (destroyed.contains(i) ? 0 : 1));
+      if (!each.result) continue;
+      if (*each.result) {
+        CHECK(**each.result == 2 * each.sample);
+        CHECK(!test.model.poison.contains(each.sample));
+      } else if (static_cast<std::size_t>(cost(each.sample)) > options.max_batch_cost && each.stops_at > each.at) {
+        CHECK(each.result->error().attempts == 0);
+      } else if (options.isolate_failures && each.result->error().code == errc::exception) {
+        CHECK(test.model.poison.contains(each.sample));
       }
     }
   }

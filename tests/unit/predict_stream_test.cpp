@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/batch_predict.hpp>
+#include <cobatch/executor.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
@@ -357,7 +359,7 @@ TEST_CASE("predict_stream: options that make no sense are refused") {
 }
 
 TEST_CASE("predict_stream: on several threads nothing is lost, doubled or out of order") {
-  for (const std::size_t threads : {1, 2, 3}) {
+  for (const std::size_t threads : {1u, 2u, 3u}) {
     cobatch::thread_pool pool(threads);
     const predict_type hop = [&](int x, std::stop_token) -> task<int> {
       co_await pool.schedule();
@@ -382,4 +384,27 @@ TEST_CASE("predict_stream: on several threads nothing is lost, doubled or out of
       if (taken % 2 == 0) cobatch::sync_wait(stream.close());  // else its destructor waits
     }
   }
+}
+
+TEST_CASE("predict_stream: destroyed inside another executor on a pool's only thread, it does not block that thread") {
+  cobatch::thread_pool pool(1);
+  const auto slow = [&](int x) -> task<int> {
+    co_await pool.schedule_after(2ms);
+    co_return x;
+  };
+  const auto open = [&] { return predict_stream(pool, std::views::iota(0), slow, {.max_concurrency = 4}); };
+  const auto body = [&]() -> task<bool> {
+    co_await pool.schedule();
+    auto stream = std::make_unique<decltype(open())>(open());
+    const auto first = co_await stream->next();
+    cobatch::inline_executor here;
+    const std::vector<int> one{1};
+    const auto destroy = [&](int x) {
+      stream.reset();
+      return x;
+    };
+    const auto results = co_await cobatch::batch_predict(here, one, destroy);
+    co_return first && results[0] == 1;
+  };
+  CHECK(cobatch::sync_wait(body()));
 }

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstddef>
 #include <memory>
@@ -169,6 +170,27 @@ TEST_CASE("semaphore: a token that can never stop is as good as none") {
   const started coroutine = take_or_stop(semaphore, std::stop_token(), result);
   semaphore.release();
   CHECK(is_granted(result));
+}
+
+TEST_CASE("semaphore: an acquire that is awaited again can be stopped again") {
+  async_semaphore semaphore(0);
+  cobatch::simulation sim;
+  std::stop_source stop;
+  const auto body = [&]() -> cobatch::task<> {
+    auto acquire = semaphore.acquire(1, stop.get_token());
+    const auto first = co_await acquire;
+    CHECK(first.has_value());
+    const auto second = co_await acquire;
+    CHECK((!second && second.error().code == errc::cancelled));
+  };
+  const auto release_then_stop = [&]() -> started {
+    co_await sim.schedule();
+    semaphore.release();
+    co_await sim.schedule_after(std::chrono::seconds(1));
+    stop.request_stop();
+  };
+  const started other = release_then_stop();
+  sim.run(body());
 }
 
 TEST_CASE("semaphore: a stop after the end of the acquire does nothing") {  // [C12]

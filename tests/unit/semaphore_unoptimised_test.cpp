@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <cobatch/executor.hpp>
 #include <cobatch/task.hpp>
 
 #include "support/catch.hpp"
@@ -63,6 +64,23 @@ TEST_CASE("semaphore: a chain of 100,000 hand-overs through an executor runs on 
   });
   semaphore.release();
   ex.drain();
+  CHECK(passed == length);
+  CHECK(depth.bytes() < 16 * 1024);
+}
+
+TEST_CASE("semaphore: a chain of 100,000 hand-overs to executors that resume at once has a flat stack") {  // [B9]
+  async_semaphore semaphore(0);
+  cobatch::inline_executor here;
+  cobatch::function_executor at_once([](auto job) { job(); });
+  stack_depth depth;
+  int passed = 0;
+  std::vector<started> waiters;
+  for (int i = 0; i < length; ++i) {
+    const auto ex = i % 2 == 0 ? cobatch::detail::ref(here) : cobatch::detail::ref(at_once);
+    const cobatch::detail::executor_scope scope(ex);
+    waiters.push_back(relay(semaphore, depth, passed));
+  }
+  semaphore.release();
   CHECK(passed == length);
   CHECK(depth.bytes() < 16 * 1024);
 }

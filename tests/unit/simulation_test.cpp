@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/batch_predict.hpp>
 #include <cobatch/executor.hpp>
+#include <cobatch/semaphore.hpp>
 #include <cobatch/task.hpp>
 
 #include "support/catch.hpp"
@@ -156,6 +158,22 @@ TEST_CASE("simulation: a stopped sleep gives false at once, and its timer moves 
   CHECK(elapsed(sim) == 1s);
 }
 
+TEST_CASE("simulation: a sleep that is awaited again is slept again, and can be stopped again") {
+  simulation sim;
+  std::stop_source stop;
+  auto body = [&]() -> task<> {
+    auto sleep = sim.schedule_after(10ms, stop.get_token());
+    const bool first = co_await sleep;
+    const bool second = co_await sleep;
+    CHECK(elapsed(sim) == 20ms);
+    stop.request_stop();
+    const bool third = co_await sleep;
+    CHECK(elapsed(sim) == 20ms);
+    CHECK((first && second && !third));
+  };
+  sim.run(body());
+}
+
 TEST_CASE("simulation: a stop at the very moment at which the timer elapsed changes nothing") {
   simulation sim;
   std::stop_source source;
@@ -250,6 +268,47 @@ TEST_CASE("simulation: waiting for what can never come is a deadlock_error that 
   CHECK(destroyed);
   CHECK(sim.run(sim.schedule_after(1ms)));  // and it is as good as new
   static_assert(std::is_base_of_v<std::logic_error, cobatch::deadlock_error>);
+}
+
+TEST_CASE("simulation: what is made ready by the destruction after a deadlock does not run any more") {
+  simulation sim;
+  cobatch::async_semaphore gate(1);
+  bool ran = false;
+  const auto holder = [&]() -> started {
+    const auto held = co_await gate.acquire();
+    co_await std::suspend_always();
+  };
+  const auto waiter = [&]() -> started {
+    const auto held = co_await gate.acquire();
+    ran = true;
+  };
+  const auto body = [&]() -> task<> {
+    std::vector<started> both;  // destroyed from the front: the holder's end grants the waiter, which goes next
+    both.push_back(holder());
+    both.push_back(waiter());
+    co_await std::suspend_always();
+  };
+  CHECK_THROWS_AS(sim.run(body()), cobatch::deadlock_error);
+  CHECK(gate.available() == 1);
+  sim.run(sim.schedule_after(1ms));
+  CHECK_FALSE(ran);
+}
+
+TEST_CASE("simulation: a batch that deadlocks is destroyed with all that waits in it") {
+  cobatch::async_semaphore gate(1);
+  cobatch::async_semaphore never(0);
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    simulation sim(seed);
+    const std::vector<int> samples{1, 2, 3, 4};
+    const auto predict = [&](int x) -> task<int> {
+      const auto held = co_await gate.acquire();
+      const auto stuck = co_await never.acquire();
+      co_return x;
+    };
+    CHECK_THROWS_AS(sim.run(cobatch::batch_predict(sim, samples, predict)), cobatch::deadlock_error);
+    CHECK(gate.available() == 1);
+    CHECK(sim.run(cobatch::batch_predict(sim, samples, [](int x) { return x; })).size() == 4);
+  }
 }
 
 TEST_CASE("simulation: a sleep that never ends is a deadlock, and is forgotten with its coroutine") {

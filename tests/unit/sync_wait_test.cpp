@@ -8,13 +8,18 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include <cobatch/batch_predict.hpp>
+#include <cobatch/executor.hpp>
 #include <cobatch/run_loop.hpp>
+#include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>
 
 #include "support/catch.hpp"
+#include "support/detached.hpp"
 
 using cobatch::sync_wait;
 using cobatch::task;
@@ -136,4 +141,72 @@ TEST_CASE("sync_wait: on the thread of a loop it is an error that says so, and s
   cobatch::simulation sim;
   CHECK(sim.run(blocked(sim)).find("simulation") != std::string::npos);
   CHECK_FALSE(started);
+}
+
+TEST_CASE("sync_wait: inside a predict on a pool's thread it is that sample's failure, and no other's") {
+  cobatch::thread_pool pool(1);
+  const std::vector<int> samples{1, 2, 3};
+  const auto predict = [](int x) { return x == 2 ? sync_wait(forty_two()) : x; };
+  const auto results = sync_wait(cobatch::batch_predict(pool, samples, predict));
+  CHECK(results[0] == 1);
+  CHECK(results[2] == 3);
+  REQUIRE_FALSE(results[1]);
+  CHECK(results[1].error().code == cobatch::errc::exception);
+  CHECK(results[1].error().message().find("co_await instead") != std::string::npos);
+  try {
+    std::rethrow_exception(results[1].error().exception);
+  } catch (const std::system_error& e) {
+    CHECK(e.code() == cobatch::errc::would_deadlock);
+  }
+}
+
+TEST_CASE("sync_wait: on the thread of a loop it is an error, whatever other executor is inside that loop") {
+  cobatch::thread_pool pool(1);
+  cobatch::function_executor at_once([](auto job) { job(); });
+  const auto code_in = [](std::coroutine_handle<>& waits, std::error_code& code) -> detached {
+    struct until_resumed {
+      std::coroutine_handle<>* place;
+      bool await_ready() const noexcept { return false; }
+      void await_suspend(std::coroutine_handle<> handle) const noexcept { *place = handle; }
+      void await_resume() const noexcept {}
+    };
+    const until_resumed resumed{&waits};
+    co_await resumed;
+    try {
+      sync_wait(forty_two());
+    } catch (const std::system_error& e) {
+      code = e.code();
+    }
+  };
+  const auto nested = [&]() -> task<std::error_code> {
+    co_await pool.schedule();
+    std::coroutine_handle<> waits;
+    std::error_code code;
+    code_in(waits, code);
+    at_once.execute(waits);
+    co_return code;
+  };
+  CHECK(sync_wait(nested()) == cobatch::errc::would_deadlock);
+}
+
+TEST_CASE("sync_wait: called inside a release() it still lets those go on that it releases itself") {
+  cobatch::async_semaphore outer(0);
+  cobatch::async_semaphore inner(0);
+  cobatch::async_semaphore done(0);
+  const auto helper = [&]() -> detached {
+    const auto held = co_await inner.acquire();
+    done.release();
+  };
+  const auto blocking = [&]() -> detached {
+    const auto held = co_await outer.acquire();
+    const auto needs_helper = [&]() -> task<> {
+      inner.release();
+      const auto end = co_await done.acquire();
+    };
+    sync_wait(needs_helper());
+  };
+  helper();
+  blocking();
+  outer.release();
+  CHECK(outer.available() == 1);
 }

@@ -23,8 +23,8 @@ namespace cobatch::detail {
 ///     settle():  sets settled; where suspended stood and left did not, it resumes the coroutine
 ///     suspend(): sets suspended; where settled stood, the coroutine is not suspended
 ///
-/// Both are one fetch-or on the same word, so exactly one of them finds the other's mark. Whoever finds no callback left
-/// and `left` set, be it with the last callback or with the mark, deletes the whole.
+/// Both are one fetch-or on the same word, so exactly one of them finds the other's mark. Whoever finds no callback
+/// left and `left` set, be it with the last callback or with the mark, deletes the whole.
 class callback_core : public pooled_frame {
  public:
   callback_core(const callback_core&) = delete;

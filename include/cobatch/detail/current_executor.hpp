@@ -26,6 +26,8 @@ class executor_ref {
 
   bool execute(std::coroutine_handle<> handle) const noexcept { return table_->execute(object_, handle); }
 
+  friend constexpr bool operator==(const executor_ref&, const executor_ref&) noexcept = default;
+
  private:
   void* object_ = nullptr;
   const executor_table* table_ = nullptr;
@@ -35,6 +37,9 @@ class executor_ref {
 inline thread_local constinit executor_ref this_thread_executor{};
 
 inline executor_ref current_executor() noexcept { return this_thread_executor; }
+
+/// The name of the loop that stops while this thread is blocked, also where another executor runs inside that loop.
+inline thread_local constinit const char* this_thread_loop = nullptr;
 
 /// Its worker's number plus one in a pool; 0: not asked for yet.
 inline thread_local constinit std::size_t this_thread_number_plus_one = 0;
@@ -51,15 +56,21 @@ inline std::size_t this_thread_number() noexcept {
 /// While it lives, this thread runs the loop of `executor`. Scopes nest.
 class executor_scope {
  public:
-  explicit executor_scope(executor_ref executor) noexcept : outer_(this_thread_executor) {
+  explicit executor_scope(executor_ref executor) noexcept
+      : outer_(this_thread_executor), outer_loop_(this_thread_loop) {
     this_thread_executor = executor;
+    if (const char* const loop = executor.blocks()) this_thread_loop = loop;
   }
   executor_scope(const executor_scope&) = delete;
   executor_scope& operator=(const executor_scope&) = delete;
-  ~executor_scope() { this_thread_executor = outer_; }
+  ~executor_scope() {
+    this_thread_executor = outer_;
+    this_thread_loop = outer_loop_;
+  }
 
  private:
   executor_ref outer_;
+  const char* outer_loop_;
 };
 
 }  // namespace cobatch::detail

@@ -25,7 +25,7 @@ class micro_batch_core;
 /// A place for one batch at a time. Its group is guarded by the core's mutex until the batch runs, then it is its own.
 ///
 ///     idle ──formed──> dispatched ──on the executor──> running ──the last result──> idle, or dispatched again
-///                                                      running ──on a foreign thread──> hopping ──on the executor──> running
+///     running ──on a foreign thread──> hopping ──on the executor──> running
 class micro_batch_slot {
  public:
   enum class stage_type : unsigned char { idle, dispatched, running, hopping };
@@ -45,8 +45,8 @@ class micro_batch_slot {
   std::shared_ptr<micro_batch_core> keeps;  // while it is not idle
   micro_batch_slot* next = nullptr;         // idle, or to be dispatched
 
-  // What is left of a batch: samples from `begin` on, in ranges that end at ends[0] > ends[1] > ...; the last is next. A
-  // range that fails is cut in two, so there are never more than log2(batch) + 1.
+  // What is left of a batch: samples from `begin` on, in ranges that end at ends[0] > ends[1] > ...; the last is next.
+  // A range that fails is cut in two, so there are never more than log2(batch) + 1.
   std::size_t begin = 0;
   std::size_t ranges = 0;
   std::array<std::size_t, 66> ends;
@@ -115,8 +115,6 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
 
   /// Samples of a running batch before `end` have their results.
   inline void deliver(micro_batch_slot& slot, std::size_t end) noexcept;
-  /// One that could not even be put into the batch.
-  inline void deliver_one(batch_waiter& waiter) noexcept;
   /// All of them have.
   inline void finish(micro_batch_slot& slot) noexcept;
   /// Goes on on the executor; false: it refuses.
@@ -436,16 +434,6 @@ void micro_batch_core::deliver(micro_batch_slot& slot, std::size_t end) noexcept
   perform(found, this);
 }
 
-void micro_batch_core::deliver_one(batch_waiter& waiter) noexcept {
-  errands found;
-  {
-    const std::lock_guard lock(mutex_);
-    waiter.group->remove(waiter);
-    settle(waiter, batch_outcome::result, found);
-  }
-  perform(found, this);
-}
-
 void micro_batch_core::finish(micro_batch_slot& slot) noexcept {
   errands found;
   const std::int64_t time = now();
@@ -486,8 +474,8 @@ std::int64_t micro_batch_core::timer_ended(bool threw) noexcept {
   bool refused = threw;
   guarded(
       [&] {
-        if (stopped) fresh = std::stop_source();
         if (!threw && !end_timer() && !stopped) refused = true;
+        if (stopped) fresh = std::stop_source();
       },
       [&] { refused = true; });
   const std::int64_t time = now();
@@ -501,6 +489,7 @@ std::int64_t micro_batch_core::timer_ended(bool threw) noexcept {
     found.keep = std::move(timer_keeps_);
     --active_;
     look(time, found);
+    if (threw) no_timers_ = false;  // there was no memory for one: what waits runs now, and the next may wait again
   }
   const std::int64_t pause = std::exchange(found.pause, -1);
   perform(found, nullptr);

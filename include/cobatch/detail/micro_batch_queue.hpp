@@ -75,8 +75,8 @@ class batch_waiter : public waiter {
 
 /// All that wait, by key, and their deadlines. Its owner locks.
 ///
-/// A bucket is *ready* when a batch of its samples should start as soon as it can: it is as large as a batch may be, its
-/// oldest sample has waited for `delay`, or nothing is gained by waiting.
+/// A bucket is *ready* when a batch of its samples should start as soon as it can: it is as large as a batch may be,
+/// its oldest sample has waited for `delay`, or nothing is gained by waiting.
 /// Complexity: O(1) for each sample, and O(keys that waited at the same time); O(log n) with a deadline.
 class micro_batch_queue {
  public:
@@ -155,7 +155,7 @@ class micro_batch_queue {
     }
   }
 
-  /// When there will be something to do if nothing else happens; a bucket that becomes ready only counts with `batches`.
+  /// When there will be something to do if nothing else happens; buckets that become ready count only with `batches`.
   nanoseconds next_event(bool batches) noexcept {
     nanoseconds next = deadlines_.earliest();
     if (!batches) return next;

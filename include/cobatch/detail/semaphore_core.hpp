@@ -62,13 +62,15 @@ class semaphore_waiter : public waiter {
 /// So a newcomer cannot overtake: it finds the word closed, and queues. And no wake-up is lost: a give whose
 /// fetch-add comes before the closing is counted by who closes; one whose fetch-add comes after it gives
 /// under mutex_, where it finds the waiter queued. No permit is to be had before its giver's last access but
-/// the unlocking: whoever is granted it may destroy the semaphore.
+/// the unlocking, for which the destructor waits: whoever is granted it may destroy the semaphore.
 class semaphore_core {
  public:
   constexpr explicit semaphore_core(std::size_t limit) noexcept : word_(counted(limit)), limit_(limit) {}
   semaphore_core(const semaphore_core&) = delete;
   semaphore_core& operator=(const semaphore_core&) = delete;
   ~semaphore_core() {
+    // Whoever gave back what was taken since may still be about to unlock it.
+    const std::lock_guard lock(mutex_);
     if (waiting() != 0) [[unlikely]]
       fail("an async_semaphore was destroyed while a coroutine waits in it");
   }

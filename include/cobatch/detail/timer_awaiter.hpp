@@ -42,7 +42,7 @@ class [[nodiscard]] timer_awaiter {
 
   bool await_resume() noexcept {
     callback_.reset();
-    return node_.state == timer_state::elapsed;
+    return std::exchange(node_.state, timer_state::idle) == timer_state::elapsed;  // idle: it can be awaited again
   }
 
  private:
