@@ -178,8 +178,10 @@ std::chrono::nanoseconds now_of(Executor& ex) noexcept {
 /// Throws if blocking this thread would stop an executor's loop; `what` names the blocking function.
 inline void require_blockable_thread(const char* what) {
   if (const char* const loop = this_thread_loop) [[unlikely]] {
-    const std::string message = std::string(what) + " was called on " + loop +
-                                ": it would block the thread that it may be waiting for; co_await instead";
+    std::string message = what;  // += for GCC 12, which sees + go out of bounds
+    message += " was called on ";
+    message += loop;
+    message += ": it would block the thread that it may be waiting for; co_await instead";
     throw_system_error(errc::would_deadlock, message.c_str());
   }
 }
