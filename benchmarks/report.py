@@ -141,7 +141,8 @@ goals = [
          "calls_per_sample", unit="", peers=[("where rejections say when to come back", "policies/throttle/retry_after")]),
     *(goal(f"a stream, over batch_predict of the same samples ({stages}, {order} order, {e})",
            f"{ST}{work}/{e}/{order}_order", 2, over=f"{ST}{work}/{e}/batch_predict",
-           peers=[("the stream", f"{ST}{work}/{e}/{order}_order"), ("batch_predict", f"{ST}{work}/{e}/batch_predict")])
+           peers=[("the stream", f"{ST}{work}/{e}/{order}_order"), ("batch_predict", f"{ST}{work}/{e}/batch_predict"),
+                  ("of a vector", f"{ST}{work}/{e}/batch_predict_of_a_vector")])
       for work, stages in (("one_stage", "one stage"), ("two_stages", "two stages over two passes"))
       for e in ("run_loop", "pool_1", "pool_2") for order in ("input", "completion")),
     *(goal(f"ten million samples through two stages: peak memory beyond that of 64 samples ({e})", f"{ST}memory/{e}/ten_million",

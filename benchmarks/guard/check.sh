@@ -11,7 +11,7 @@ export LC_ALL=C
 program=$1 limits=$2 slack=${3:-1.0}
 few=2000 many=12000
 works=(fan_out_inline fan_out_run_loop callable reschedule shared_semaphore shared_semaphore_reschedule
-  semaphore_acquire semaphore_try_acquire semaphore_hand_over await_task batch_of_one)
+  semaphore_acquire semaphore_try_acquire semaphore_hand_over stream stream_two_stages observed await_task batch_of_one)
 
 # counts WORK SAMPLES: "instructions allocations" of two runs and of the second
 counts() {

@@ -1,5 +1,5 @@
-// One piece of work, so many samples of it: `guard NAME SAMPLES`. Prints the calls of the heap that its second run made;
-// the instructions are counted from outside. Everything is on one thread, so both come out the same every time.
+// One piece of work, so many samples of it: `guard NAME SAMPLES`. Prints the calls of the heap that its second run
+// made; the instructions are counted from outside. Everything is on one thread, so both come out the same every time.
 
 #include <cobatch/cobatch.hpp>
 
@@ -111,6 +111,37 @@ bool await_task(const std::vector<int>& samples) {
   return sync_wait(sum()) == n * (n - 1);
 }
 
+/// The sum of what a stream gives.
+template <class Stream>
+task<long long> sum_of(Stream stream) {
+  long long all = 0;
+  while (const auto item = co_await stream.next()) all += item->result.value_or(-1);
+  co_return all;
+}
+
+bool stream(const std::vector<int>& samples) {
+  run_loop loop;
+  const auto n = static_cast<long long>(samples.size());
+  return loop.run(sum_of(predict_stream(loop, samples, twice, {.max_concurrency = limit}))) == n * (n - 1);
+}
+
+bool stream_two_stages(const std::vector<int>& samples) {
+  run_loop loop;
+  const auto plus_one = [](const stream_item<bench::result>& x) -> task<int> { co_return *x.result + 1; };
+  auto first = predict_stream(loop, samples, twice, {.max_concurrency = limit});
+  const auto n = static_cast<long long>(samples.size());
+  return loop.run(sum_of(predict_stream(loop, std::move(first), plus_one, {.max_concurrency = limit}))) == n * n;
+}
+
+bool observed(const std::vector<int>& samples) {
+  run_loop loop;
+  batch_metrics metrics;
+  return bench::are_doubles(
+             loop.run(batch_predict(loop, samples, twice, {.max_concurrency = limit, .observer = &metrics})),
+             samples.size()) &&
+         metrics.snapshot().succeeded == samples.size();
+}
+
 bool batch_of_one(const std::vector<int>& samples) {
   run_loop loop;
   const auto all = [&]() -> task<bool> {
@@ -136,6 +167,9 @@ constexpr std::pair<std::string_view, bool (*)(const std::vector<int>&)> works[]
     {"semaphore_acquire", semaphore_acquire},
     {"semaphore_try_acquire", semaphore_try_acquire},
     {"semaphore_hand_over", semaphore_hand_over},
+    {"stream", stream},
+    {"stream_two_stages", stream_two_stages},
+    {"observed", observed},
     {"await_task", await_task},
     {"batch_of_one", batch_of_one},
 };
