@@ -64,7 +64,7 @@ def number(x):
 # A row with `over` is the ratio to that benchmark.
 
 F, S, E, T = "fan_out/", "semaphore/", "executor/", "timer/"
-ST, O = "stream/", "observer/"
+ST, O, A = "stream/", "observer/", "adaptive/"
 
 
 def goal(title, name, limit, metric="ns_per_sample", over=None, at_least=False, unit="ns", peers=()):
@@ -132,6 +132,14 @@ goals = [
       for row in (goal(f"two batches, one semaphore ({kind}): what the other had done when the first was done",
                        f"{S}shared_by_two_batches/{kind}", 0.95, "share_of_the_other", at_least=True, unit=""),
                   goal(f"two batches, one semaphore ({kind}): cost over alone", f"{S}shared_by_two_batches/{kind}", 1.5, "cost_over_alone", unit=""))),
+    *(row for latency in ("constant", "uniform", "exponential", "lognormal") for start in (1, 1000) for row in (
+        goal(f"a limit that finds itself, from {start}, {latency} latencies: throughput over that of the best fixed cap",
+             f"{A}capacity:50/{latency}/gradient_from:{start}", 0.8, "of_best_throughput", at_least=True, unit=""),
+        goal("the same: p99 over that of the best fixed cap", f"{A}capacity:50/{latency}/gradient_from:{start}", 2.0,
+             "of_best_p99", unit=""))),
+    *(goal(f"the server's capacity halves, {latency} latencies: throughput over that of the best fixed cap",
+           f"{A}capacity:50_halves/{latency}/gradient_from:20", 0.8, "of_best_throughput", at_least=True, unit="")
+      for latency in ("constant", "uniform", "exponential", "lognormal")),
     goal("hedging at p95, calls of which 1 % take 100 times as long: p99.9 without over p99.9 with it, worst of 5 seeds",
          "policies/hedge/p95", 10, "p999_cut", at_least=True, unit=""),
     goal("the same: calls per sample", "policies/hedge/p95", 1.06, "calls_per_sample", unit=""),
@@ -230,6 +238,8 @@ def all_rows(results):
              "|---|---:|---:|---:|---:|---:|---:|---|"]
     extra = {"wall_over_ideal": "wall over ideal", "cost_over_alone": "cost over alone",
              "share_of_the_other": "share of the other", "p50_ms": "p50 ms", "p99_ms": "p99 ms",
+             "wait_p99_ms": "p99 beside its own batch ms", "samples_per_call": "samples a call",
+             "of_best_throughput": "of the best throughput", "of_best_p99": "of the best p99",
              "more_ns_per_sample": "more ns a sample", "more_cpu_ns_per_sample": "more CPU ns a sample"}
     for name in sorted(results.rows, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)]):
         spread = results.spread(name)
