@@ -33,6 +33,7 @@ class batch_clock {
   explicit batch_clock(engine& owner) noexcept : engine_(owner) {}
   ~batch_clock() { abandon(); }
 
+  void make();
   void start();
   /// Where the executor was deserted.
   void abandon() noexcept {
@@ -41,7 +42,10 @@ class batch_clock {
 
   void watch(lane& self);
   void unwatch(lane& self);
-  void wake();
+  /// Something is due before what it sleeps for.
+  void wake() { take_wake().request_stop(); }
+  /// The same, for who must not touch the engine once anybody is resumed: stop it.
+  std::stop_source take_wake();
 
   // -- under the engine's lock --
   /// The batch has ended: what is to be stopped then, without the lock, so that the timekeeper ends as well.
@@ -75,12 +79,19 @@ class batch_clock {
 
 // ---- Implementation ----
 
-/// Before the first lane comes; only where anything may become due.
+/// Whatever it needs memory for; only where anything may become due.
 template <class Types>
-void batch_clock<Types>::start() {
+void batch_clock<Types>::make() {
   if constexpr (names::has_timers) {
     wake_ = std::stop_source();
     timekeeper_ = timekeeper<batch_clock>::of(*this).handle();
+  }
+}
+
+/// Before the first lane comes.
+template <class Types>
+void batch_clock<Types>::start() {
+  if constexpr (names::has_timers) {
     if (engine_.options_.deadline != no_timeout) deadline_ = later(now_of(engine_.ex_), engine_.options_.deadline);
     gone_ = false;
     if (!execute_on(engine_.ex_, timekeeper_)) {
@@ -124,21 +135,20 @@ void batch_clock<Types>::unwatch(lane& self) {
     if (engine_.needs_.hedges) delay_is_known = engine_.hedges_.unwatch(self);
   }
   if (delay_is_known) wake();
-  if (self.pair && !self.own) self.target = &self.own.emplace(unexpect, error(errc::not_started, {}, 0));
+  if (self.pair && !self.own) {
+    engine_.hedges_.make_own(self, error(errc::not_started, {}, 0));
+    self.target = self.own ? &*self.own : nullptr;
+  }
 }
 
-/// Something is due before what it sleeps for.
 template <class Types>
-void batch_clock<Types>::wake() {
-  std::stop_source sleep{std::nostopstate};
-  {
-    const std::lock_guard lock(engine_.mutex_);
-    if (gone_ || engine_.ended_) return;
-    dormant_ = looked_in_vain_ = false;
-    sleep = wake_;
-    guarded([&] { wake_ = std::stop_source(); }, [] {});
-  }
-  sleep.request_stop();
+std::stop_source batch_clock<Types>::take_wake() {
+  const std::lock_guard lock(engine_.mutex_);
+  if (gone_ || engine_.ended_) return std::stop_source(std::nostopstate);
+  dormant_ = looked_in_vain_ = false;
+  std::stop_source sleep = wake_;
+  guarded([&] { wake_ = std::stop_source(); }, [] {});
+  return sleep;
 }
 
 /// Does what is due. How long to sleep then; zero or less: the batch has ended.
@@ -182,13 +192,7 @@ std::chrono::nanoseconds batch_clock<Types>::expire() {
   }
   if (wanted != 0) {
     lock.unlock();
-    dropped.each([&](const auto& each) {
-      if (engine_.options_.observer) {
-        engine_.reporter_.finished(*each.slot, each.index, each.attempts, now);
-        engine_.reporter_.add_finished(1);
-      }
-      engine_.sink_.settled(each.slot, each.index, each.room);
-    });
+    engine_.retries_.settle(dropped);
     for (lane* another = nullptr; wanted != 0 && (another = engine_.new_lane()) != nullptr; --wanted) {
       if (execute_on(engine_.ex_, another->handle())) continue;
       engine_.refused();
@@ -241,13 +245,18 @@ std::chrono::nanoseconds batch_clock<Types>::next_event(std::chrono::nanoseconds
 
 template <class Types>
 void batch_clock<Types>::timekeeper_ended() {
+  bool ended = false;
   {
     const std::lock_guard lock(engine_.mutex_);
     timekeeper_ = nullptr;
     gone_ = true;
-    if (!engine_.ended_) return;  // its timers are gone before the batch is
+    ended = engine_.ended_;
   }
-  engine_.finish();
+  if (ended) {
+    engine_.finish();
+  } else {
+    engine_.wake();  // its timers are gone before the batch is: what slept has nobody else to end it
+  }
 }
 
 }  // namespace cobatch::detail

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <coroutine>
 #include <cstddef>
 #include <exception>
 #include <cstdint>
@@ -67,7 +66,6 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   using cell_type = typename names::cell;
   using error_type = typename names::error_type;
   using traits = typename names::traits;
-  using value = typename names::value;
   using lane = batch_lane<Types>;
   using core = pump_core<batch_engine, lane>;
 
@@ -100,13 +98,15 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   /// For a stream with an observer.
   batch_reporter<Types>& reporter() noexcept { return reporter_; }
 
-  /// From outside: there is room again, or it is to end. Another pump, unless there are as many lanes as may be.
-  void wake() {
+  /// From outside: there is room again, or it is to end. Another pump, unless there are as many lanes as may be; if
+  /// there will be one, `need` is taken back before it can run.
+  void wake(std::atomic<bool>* need = nullptr) {
     lane* const another = this->new_lane();
-    if (another && !execute_on(ex_, another->handle())) {
-      refused();
-      this->pump(*another);
-    }
+    if (!another) return;
+    if (need) need->store(false);
+    if (execute_on(ex_, another->handle())) return;
+    refused();
+    this->pump(*another);
   }
 
  private:
@@ -120,17 +120,21 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   friend batch_clock<Types>;
   friend batch_reporter<Types>;
 
-  // Whether nothing but our own code can run between the end of one attempt and the start of the next in a lane.
+  // Whether no sample needs to be made, or weighed, between the end of one attempt and the start of the next in a lane.
   static constexpr bool samples_are_there =
       source::indexed && std::is_lvalue_reference_v<typename source::reference> && !names::weighs;
 
   // -- for pump_core --
   executor_ref loop() noexcept { return ref(ex_); }
   supply provide(station& here, lane* current);
+  supply look_for_samples(station& here);
+  void nothing_left() {
+    if (needs_.gates) gates_.end_waits(false);
+  }
   supply process(station& here, lane*& current, start_mark& mark);
   supply process_plainly(station& here, lane*& current, start_mark& mark);
   bool share(station& here);
-  bool ask_at_turnstile() noexcept { return gates_.ask_at_turnstile(); }
+  bool ask_at_turnstile(supply queue) noexcept { return gates_.ask_at_turnstile(queue); }
   void part_with(lane& self, supply why);
   bool more_came() noexcept { return !halted() && (retries_.any_ready() || sink_.room_came()); }
   bool may_add_lane() const noexcept { return !ended_; }
@@ -158,13 +162,6 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   void unreadable(lane& self);
   errc reason(const lane& self) const noexcept;
   void sample_final(lane& self) noexcept;
-  void report_to_limit(lane& self);
-
-  /// Samples in flight, for observers: lanes, but for the one that looks for permits.
-  std::size_t in_flight() const noexcept {
-    const std::size_t lanes = live_.load(std::memory_order_relaxed) & core::live_mask;
-    return lanes - std::min<std::size_t>(lanes, gates_.is_busy() ? 1 : 0);
-  }
 
   using core::mutex_, core::live_, core::stations_, core::station_count_, core::cap_;
 
@@ -210,6 +207,7 @@ void batch_engine<Types>::start(std::size_t pumps) {
   this->open_stations(std::min(concurrency_of(ex_), cap_));
   pumps = std::clamp<std::size_t>(pumps, 1, station_count_);
   if (needs_.gates) gates_.open();
+  if (needs_.clock) clock_.make();
 
   lane* first = nullptr;
   for (std::size_t i = 0; i < pumps; ++i) {
@@ -300,18 +298,22 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
 
 template <class Types>
 supply batch_engine<Types>::provide(station& here, lane* current) {
-  if (!needs_.nothing) {
-    if ((current && current->has_sample) || hedges_.wanted()) return supply::ready;
-    if (!source::indexed && retries_.any_ready()) return supply::ready;
-    if (needs_.gates && !current && gates_.is_busy()) return supply::queued;  // it would need a lane only to queue
-  }
+  if (needs_.nothing) return look_for_samples(here);
+  if ((current && current->has_sample) || hedges_.wanted()) return supply::ready;
+  supply found = look_for_samples(here);
+  // A sample that is tried again queues at the tail; it is read already, where others are not.
+  if (found != supply::ready && retries_.any_ready()) found = supply::ready;
+  if (found != supply::ready || current || !needs_.gates) return found;
+  return gates_.would_queue();  // for that no lane needs to be made
+}
+
+template <class Types>
+supply batch_engine<Types>::look_for_samples(station& here) {
   if constexpr (source::indexed) {
     if (!here.range.empty()) return supply::ready;
     const auto make_room = [&](std::size_t end) { sink_.make_room(end); };
     if (source_.refill(here.range, station_count_, make_room)) return supply::ready;
-    // A sample that is tried again queues at the tail.
-    const supply stolen = this->steal(here);
-    return stolen != supply::ready && retries_.any_ready() ? supply::ready : stolen;
+    return this->steal(here);
   } else {
     return source_.exhausted() ? supply::none : supply::ready;
   }
@@ -334,7 +336,7 @@ template <class Types>
 void batch_engine<Types>::part_with(lane& self, supply why) {
   if (self.pair) {
     // The second attempt of a sample that will not be made.
-    self.own.emplace(unexpect, error(reason(self), {}, self.attempts));
+    hedges_.make_own(self, error(reason(self), {}, self.attempts));
     if (needs_.latencies) self.ended = now_of(ex_);
     self.has_sample = false;
     hedges_.end_pair(self);
@@ -347,24 +349,24 @@ void batch_engine<Types>::part_with(lane& self, supply why) {
     sample_final(self);
   }
   if (options_.observer) reporter_.add_finished(std::exchange(self.finished, 0));
-  self.limit_permit.release();
-  self.shared_permit.release();
-  self.weight_permit.release();
-  gates_.leave_turnstile(self);
-  if (needs_.gates && why == supply::none) gates_.end_waits(false);
+  gates_.leave(self);
+  if (why == supply::none) nothing_left();
 }
 
 /// False: a sample sleeps and will come back, or a stream only pauses.
 template <class Types>
 bool batch_engine<Types>::complete(std::uint64_t live) {
   std::stop_source wake{std::nostopstate};
+  typename batch_retries<Types>::queue dropped;
   {
     const std::lock_guard lock(mutex_);
     if (!halted() && (!retries_.empty() || !source_ended())) return false;
     if (ended_ || live_.load() != live) return false;
     ended_ = true;
     wake = clock_.end();
+    retries_.drop(dropped);
   }
+  retries_.settle(dropped);
   if (wake.stop_possible()) {
     wake.request_stop();  // *this may be gone: the timekeeper completes it
   } else {
@@ -399,6 +401,7 @@ claim batch_engine<Types>::take_sample(station& here, lane& self) {
       return sink_.place(self);
     };
     const auto no_sample = [&] {
+      self.attempts = 0;
       unreadable(self);
       sample_final(self);
     };
@@ -513,7 +516,7 @@ bool batch_engine<Types>::conclude(lane& self) {
 template <class Types>
 void batch_engine<Types>::failed(lane& self) {
   if (needs_.watching) clock_.unwatch(self);
-  settle(self.target, error(reason(self), std::current_exception(), self.attempts));
+  if (self.target) settle(self.target, error(reason(self), std::current_exception(), self.attempts));
 }
 
 /// Inside the handler of what the input threw where this sample should have been.
@@ -528,11 +531,12 @@ void batch_engine<Types>::unreadable(lane& self) {
 template <class Types>
 template <class... Value>
 void batch_engine<Types>::store(lane& self, Value&&... outcome) {
-  if (needs_.watching) [[unlikely]] clock_.unwatch(self);
+  if (needs_.watching) [[unlikely]] {
+    clock_.unwatch(self);
+    if (!self.target) return;
+  }
   result& slot = *self.target;
-  if constexpr (std::is_void_v<value>) {
-    slot.emplace();
-  } else if constexpr (is_expected_v<value>) {
+  if constexpr (is_expected_v<typename names::value>) {
     rewrite(slot, std::forward<Value>(outcome)...);
     if (!slot.has_value()) {
       if constexpr (std::is_same_v<error_type, error>) {
@@ -542,10 +546,8 @@ void batch_engine<Types>::store(lane& self, Value&&... outcome) {
         if (const errc why = reason(self); why != errc::exception) settle(&slot, error(why, {}, self.attempts));
       }
     }
-  } else if constexpr (std::is_nothrow_constructible_v<value, Value...>) {
-    slot.emplace(std::forward<Value>(outcome)...);
   } else {
-    rewrite(slot, std::in_place, std::forward<Value>(outcome)...);
+    rewrite_value<typename names::value>(slot, std::forward<Value>(outcome)...);
   }
 }
 
@@ -553,12 +555,10 @@ void batch_engine<Types>::store(lane& self, Value&&... outcome) {
 template <class Types>
 errc batch_engine<Types>::reason(const lane& self) const noexcept {
   if (self.timed_out) return errc::timed_out;
-  switch (why_halted()) {
-    case halt::none:
-    case halt::input:
-    case halt::executor: return errc::exception;
+  switch (halting_.asked()) {
+    case halt::none: return errc::exception;
     case halt::closed: return errc::cancelled;
-    default: return meaning(why_halted());
+    default: return meaning(halting_.asked());
   }
 }
 
@@ -566,9 +566,9 @@ errc batch_engine<Types>::reason(const lane& self) const noexcept {
 template <class Types>
 bool batch_engine<Types>::end_attempt(lane& self, bool suspended) {
   if (needs_.watching) {
-    self.follows = samples_are_there && !suspended;
+    self.follows = samples_are_there && !suspended && needs_.latencies;
     if (options_.observer) reporter_.attempt_ended(self);
-    if (self.in_flight_at_start != 0) report_to_limit(self);
+    if (self.in_flight_at_start != 0) gates_.report_to_limit(self);
     if (self.pair) return hedges_.end_pair(self);
   }
   gates_.give_way(self, suspended);
@@ -583,22 +583,9 @@ void batch_engine<Types>::end_sample(lane& self, cell_type& cell) {
     if constexpr (names::repeats) {
       if (needs_.retries && retries_.retry(self, cell)) return;
     }
-    halting_.count_failure();
+    if (self.attempts != 0) halting_.count_failure();  // but one that could not be read
   }
   sample_final(self);
-}
-
-/// Every failure but a cancellation is a drop: whether the server was overloaded or broken, it should get fewer calls.
-template <class Types>
-void batch_engine<Types>::report_to_limit(lane& self) {
-  const std::size_t in_flight = std::exchange(self.in_flight_at_start, 0);
-  if (self.target->has_value()) {
-    options_.limit->succeeded(self.ended - self.started, in_flight);
-  } else if (self.timed_out || !halted()) {
-    options_.limit->dropped();
-  } else {
-    options_.limit->ignored();
-  }
 }
 
 /// The outcome in self.slot will not change any more; it came at self.ended.

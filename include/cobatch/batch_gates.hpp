@@ -33,8 +33,8 @@ namespace cobatch::detail {
 /// awaited.
 ///
 /// One lane at a time looks for them, and goes from gate to gate (admission_step); it suspends where one is closed and
-/// comes back to that gate. Lanes keep the permit of a shared semaphore from sample to sample while nobody else wants
-/// it.
+/// comes back to that gate. (It is one walk through one state machine, hence one header.) Lanes keep the permit of a
+/// shared semaphore from sample to sample while nobody else wants it.
 template <class Types>
 class batch_gates {
   using names = batch_types<Types>;
@@ -55,10 +55,25 @@ class batch_gates {
   supply prepare(station& here, lane& self, start_mark& mark);
   bool asked_for_permit() const noexcept;
   void give_way(lane& self, bool suspended);
-  void leave_turnstile(lane& self);
-  bool is_busy() const noexcept { return turnstile_.is_taken(); }
-  bool ask_at_turnstile() noexcept { return turnstile_.ask(); }
-  void end_waits(bool also_with_sample);
+  void report_to_limit(lane& self);
+  void leave(lane& self);
+
+  /// What a new lane would come to just now.
+  supply would_queue() const noexcept {
+    if (turnstile_.is_taken()) return supply::queued;
+    if (is_awaited<source> && input_turnstile_.is_taken() && !engine_.retries_.any_ready()) {
+      return supply::queued_for_input;
+    }
+    return supply::ready;
+  }
+  bool ask_at_turnstile(supply queue) noexcept {
+    return queue == supply::queued ? turnstile_.ask() : input_turnstile_.ask();
+  }
+
+  /// No sample is left: nobody needs to wait for a permit; or none may start any more, also none that was read.
+  void end_waits(bool also_with_sample) { take_waits(also_with_sample).request_stop(); }
+  /// The same, for who must not touch the engine once anybody is resumed: stop it.
+  std::stop_source take_waits(bool also_with_sample);
 
   /// What a lane waited for in that stage has come, or will not.
   void came(lane& self);
@@ -80,6 +95,9 @@ class batch_gates {
   verdict pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark);
   verdict pass_rate(lane& self, start_mark& mark);
   verdict pass_input(lane& self, start_mark& mark);
+  bool enter_input(lane& self);
+  void leave_turnstile(lane& self);
+  void leave_input(lane& self);
   void input_came(lane& self);
   void no_input(lane& self, std::exception_ptr thrown);
   bool begin_wait(lane& self, lane_stage stage, std::stop_token& stop);
@@ -95,6 +113,7 @@ class batch_gates {
   engine& engine_;
   std::optional<async_semaphore> weights_;
   turnstile turnstile_;
+  turnstile input_turnstile_;  // who waits for an input must not keep those from their permits who have a sample
   std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for give_way()
 
   // Guarded by the engine's mutex.
@@ -118,7 +137,8 @@ supply batch_gates<Types>::prepare(station& here, lane& self, start_mark& mark) 
       if (const supply more = engine_.provide(here, &self); more != supply::ready) return more;
     }
   }
-  if (engine_.needs_.gates && self.step != admission_step::done && !self.has_turn && !has_all_permits(self)) {
+  const bool waits_for_turn = engine_.needs_.gates && self.step != admission_step::done && !self.has_turn;
+  if (waits_for_turn && !self.has_input_turn && !has_all_permits(self)) {
     if (!turnstile_.enter()) return supply::queued;
     self.has_turn = true;
   }
@@ -137,7 +157,11 @@ supply batch_gates<Types>::prepare(station& here, lane& self, start_mark& mark) 
         break;
       case admission_step::sample:
         if constexpr (is_awaited<source>) {
-          if (!self.has_sample && !engine_.retries_.take(self)) found = pass_input(self, mark);
+          if (self.has_input_turn || (!self.has_sample && !engine_.retries_.take(self))) {
+            if (!enter_input(self)) return supply::queued_for_input;
+            found = pass_input(self, mark);
+            if (found != verdict::waits) leave_input(self);
+          }
         } else if (!self.has_sample) {
           if (const supply got = read(); got != supply::ready) return got;
         }
@@ -164,6 +188,7 @@ supply batch_gates<Types>::prepare(station& here, lane& self, start_mark& mark) 
         if (engine_.halted()) return supply::none;
         if (!std::exchange(self.queue_expired, false)) return supply::none;  // nothing left to wait for
         if (!self.has_sample) {
+          if (is_awaited<source>) continue;  // no sample has waited
           if (const supply got = read(); got != supply::ready) return got;
         }
         refuse_sample(self, error(errc::queue_timed_out, {}, self.attempts));
@@ -263,6 +288,7 @@ auto batch_gates<Types>::pass_input([[maybe_unused]] lane& self, [[maybe_unused]
     bool threw = false;
     const bool there = guarded(begin_read, [&] {
       threw = true;
+      if (engine_.options_.observer) engine_.reporter_.wait_ended(self, lane_stage::input);
       no_input(self, std::current_exception());
       return true;
     });
@@ -306,6 +332,7 @@ void batch_gates<Types>::no_input([[maybe_unused]] lane& self, [[maybe_unused]] 
   if constexpr (is_awaited<source>) {
     self.stage = lane_stage::idle;
     engine_.source_.end();
+    self.attempts = 0;
     self.index = engine_.source_.count();
     engine_.sink_.place(self);
     settle(self.slot, error(errc::input_failed, std::move(thrown), 0));
@@ -327,7 +354,15 @@ auto batch_gates<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]]
       return verdict::stopped;
     }
     const auto acquire = [&] { return engine_.options_.rate->acquire(engine_.ex_, self.weight, std::move(stop)); };
-    if (!self.rate_wait.start(acquire, self.handle())) {
+    bool threw = false;
+    const auto begin = [&] { return self.rate_wait.start(acquire, self.handle()); };
+    const bool there = guarded(begin, [&] { return threw = true; });
+    if (threw) {
+      end_wait(self);
+      engine_.refused();  // no timer, no more samples
+      return verdict::stopped;
+    }
+    if (!there) {
       if (!mark.finished()) return verdict::waits;  // self may be gone
       mark.reopen(&self);
     }
@@ -338,7 +373,7 @@ auto batch_gates<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]]
   }
 }
 
-/// False: the batch is engine_.halted, or there is nothing left to wait for.
+/// False: the batch is halted, or there is nothing left to wait for.
 template <class Types>
 bool batch_gates<Types>::begin_wait(lane& self, lane_stage stage, std::stop_token& stop) {
   if (engine_.options_.observer) engine_.reporter_.wait_started(self, stage);
@@ -368,6 +403,7 @@ void batch_gates<Types>::end_wait(lane& self) {
   someone_waits_.store(false, std::memory_order_relaxed);
   queue_deadline_ = no_timeout;
   self.queue_expired = std::exchange(queue_expired_, false);
+  self.follows = false;
 }
 
 template <class Types>
@@ -377,6 +413,7 @@ void batch_gates<Types>::permit_came(lane& self) {
     if (outcome) {
       permit_for(self) = std::move(*outcome);
       self.came_back = verdict::passed;
+      self.queue_expired = false;  // at the same moment
     } else {
       self.came_back =
           outcome.error().code == errc::cost_exceeds_capacity ? verdict::too_heavy : verdict::stopped;
@@ -388,7 +425,11 @@ template <class Types>
 void batch_gates<Types>::rate_came([[maybe_unused]] lane& self) {
   if constexpr (has_timers) {
     end_wait(self);
-    self.rate_wait.resume([&](bool granted) { self.came_back = granted ? verdict::passed : verdict::stopped; });
+    self.came_back = verdict::stopped;
+    const auto take = [&](bool granted) {
+      if (granted) self.came_back = verdict::passed;
+    };
+    guarded([&] { self.rate_wait.resume(take); }, [&] { engine_.refused(); });  // no timer, no more samples
   }
 }
 
@@ -413,17 +454,55 @@ void batch_gates<Types>::leave_turnstile(lane& self) {
   if (std::exchange(self.has_turn, false) && turnstile_.leave() && !engine_.halted()) engine_.start_another();
 }
 
-/// No sample is left: nobody needs to wait for a permit; or none may start any more, also none that was read.
+/// The permits are had. What comes after the input must be sought in turn; where that is nothing, the turn is over.
 template <class Types>
-void batch_gates<Types>::end_waits(bool also_with_sample) {
-  std::stop_source waits{std::nostopstate};
-  {
-    const std::lock_guard lock(engine_.mutex_);
-    if (!someone_waits_.load(std::memory_order_relaxed) || (waiter_has_sample_ && !also_with_sample)) return;
-    waits = end_waits_;
-    guarded([&] { end_waits_ = std::stop_source(); }, [] {});
+bool batch_gates<Types>::enter_input(lane& self) {
+  if (self.has_input_turn) return true;
+  if (!input_turnstile_.enter()) return false;
+  self.has_input_turn = true;
+  if (!weighs && !engine_.options_.rate) leave_turnstile(self);
+  return true;
+}
+
+template <class Types>
+void batch_gates<Types>::leave_input(lane& self) {
+  if (std::exchange(self.has_input_turn, false) && input_turnstile_.leave() && !engine_.halted()) {
+    engine_.start_another();
   }
-  waits.request_stop();
+}
+
+template <class Types>
+std::stop_source batch_gates<Types>::take_waits(bool also_with_sample) {
+  const std::lock_guard lock(engine_.mutex_);
+  if (!someone_waits_.load(std::memory_order_relaxed) || (waiter_has_sample_ && !also_with_sample)) {
+    return std::stop_source(std::nostopstate);
+  }
+  std::stop_source waits = end_waits_;
+  guarded([&] { end_waits_ = std::stop_source(); }, [] {});
+  return waits;
+}
+
+/// Every failure but a cancellation is a drop: whether the server was overloaded or broken, it should get fewer calls.
+template <class Types>
+void batch_gates<Types>::report_to_limit(lane& self) {
+  const std::size_t in_flight = std::exchange(self.in_flight_at_start, 0);
+  if (self.target && self.target->has_value()) {
+    engine_.options_.limit->succeeded(self.ended - self.started, in_flight);
+  } else if (self.timed_out || !engine_.halted()) {
+    engine_.options_.limit->dropped();
+  } else {
+    engine_.options_.limit->ignored();
+  }
+}
+
+/// The lane goes.
+template <class Types>
+void batch_gates<Types>::leave(lane& self) {
+  self.limit_permit.release();
+  self.shared_permit.release();
+  self.weight_permit.release();
+  leave_turnstile(self);
+  leave_input(self);
 }
 
 /// Between two samples: a permit goes to whoever waits for one, unless that is only ourselves, and where the limit was
@@ -434,7 +513,10 @@ void batch_gates<Types>::give_way(lane& self, bool suspended) {
   self.limit_permit.release();
   self.weight_permit.release();
   if (!self.shared_permit) return;
-  if (weighs || engine_.options_.limit || must_give_way(self, suspended)) self.shared_permit.release();
+  if (weighs || engine_.options_.limit || must_give_way(self, suspended)) {
+    self.shared_permit.release();
+    self.kept_on = 0;
+  }
 }
 
 template <class Types>
@@ -452,7 +534,7 @@ bool batch_gates<Types>::must_give_way(lane& self, bool suspended) {
     return false;
   }
   const bool overdrawn = semaphore_access::core(*engine_.options_.semaphore).overdrawn();
-  if (suspended || overdrawn || ++self.kept_on > quantum) return true;
+  if (suspended || overdrawn || ++self.kept_on == quantum) return true;
   if (!std::has_single_bit(self.kept_on)) return false;  // the clock is not free
   const std::chrono::nanoseconds now = now_of(engine_.ex_);
   if (self.kept_on == 1) self.asked_at = now;

@@ -32,25 +32,34 @@ class batch_halting {
 
   halt why() const noexcept { return why_.load(std::memory_order_relaxed); }
 
-  /// No sample starts any more. True: this call made it so.
-  bool once(halt why) noexcept {
+  /// Why what is in flight was asked to stop; never `input` or `executor`, which only keep samples from starting.
+  halt asked() const noexcept { return asked_.load(std::memory_order_relaxed); }
+
+  /// No sample starts any more. Only while a lane of the caller's is alive.
+  void once(halt why) noexcept {
     halt expected = halt::none;
-    if (!why_.compare_exchange_strong(expected, why)) return false;
-    if (engine_.needs_.gates) engine_.gates_.end_waits(true);
-    return true;
+    if (why_.compare_exchange_strong(expected, why) && engine_.needs_.gates) engine_.gates_.end_waits(true);
   }
 
   /// The same, and what is in flight is asked to stop. Runs the stop callbacks of predicts.
   void request(halt why) {
-    std::stop_source attempts = stop_;  // *this may be gone while its callbacks run
-    if (!once(why)) return;
-    if (engine_.needs_.retries) engine_.clock_.wake();
+    halt unasked = halt::none;
+    if (!asked_.compare_exchange_strong(unasked, why)) return;
+    halt expected = halt::none;
+    const bool first = why_.compare_exchange_strong(expected, why);
+    // Whoever is resumed by one of these may end the batch: *this is not touched any more.
+    std::stop_source attempts = stop_;
+    std::stop_source sleep = engine_.needs_.retries ? engine_.clock_.take_wake() : std::stop_source(std::nostopstate);
+    std::stop_source waits =
+        first && engine_.needs_.gates ? engine_.gates_.take_waits(true) : std::stop_source(std::nostopstate);
+    sleep.request_stop();
+    waits.request_stop();
     attempts.request_stop();
   }
 
   void count_failure() {
     const std::size_t most = engine_.options_.max_failures;
-    if (most == unlimited || why() != halt::none) return;
+    if (most == unlimited || asked() != halt::none) return;
     if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 >= most) request(halt::failures);
   }
 
@@ -64,8 +73,8 @@ class batch_halting {
   };
 
   engine& engine_;
-  // Set once, by whoever halts the batch; read before each sample. Orders nothing but itself.
-  std::atomic<halt> why_{halt::none};
+  // Each set once, by whoever halts the batch; the first is read before each sample. They order nothing but themselves.
+  std::atomic<halt> why_{halt::none}, asked_{halt::none};
   std::atomic<std::size_t> failures_{0};  // a count, ordering nothing
   std::stop_source stop_{std::nostopstate};
   std::stop_token user_stop_;

@@ -50,6 +50,11 @@ class batch_hedges {
   bool take(lane& self);
   bool came_too_late(lane& twin);
   bool end_pair(lane& self);
+  /// The outcome of one of two attempts. Where the user's own error type throws it has none, and the slot stays as it
+  /// is.
+  void make_own(lane& self, error why) {
+    guarded([&] { self.own.emplace(unexpect, std::move(why)); }, [&] { self.own.reset(); });
+  }
 
   // -- under the engine's lock --
   void watch(lane& self) { unhedged_.push_back(self); }
@@ -202,7 +207,7 @@ bool batch_hedges<Types>::came_too_late(lane& twin) {
     const std::lock_guard lock(engine_.mutex_);
     if (!twin.pair->won) return false;
   }
-  twin.own.emplace(unexpect, error(errc::not_started, {}, 0));
+  make_own(twin, error(errc::not_started, {}, 0));
   if (engine_.needs_.latencies) twin.ended = now_of(engine_.ex_);
   twin.has_sample = false;
   twin.step = admission_step::limit;
@@ -215,7 +220,7 @@ bool batch_hedges<Types>::came_too_late(lane& twin) {
 template <class Types>
 bool batch_hedges<Types>::end_pair(lane& self) {
   hedge_pair<lane>& pair = *self.pair;
-  const bool has_value = self.own->has_value();
+  const bool has_value = self.own && self.own->has_value();
   std::stop_source loser{std::nostopstate};
   bool writes = false;
   {
@@ -232,7 +237,7 @@ bool batch_hedges<Types>::end_pair(lane& self) {
       }
     }
   }
-  if (writes) {
+  if (writes && self.own) {
     guarded([&] { rewrite(*self.slot, std::move(*self.own)); },
             [&] { settle(self.slot, error(errc::exception, std::current_exception(), self.attempts)); });
   }

@@ -4,7 +4,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <stop_token>
 #include <type_traits>
@@ -126,7 +125,8 @@ class batch_lane : public lane_base<batch_lane<Types>>,
   admission_step step = admission_step::limit;
   verdict came_back = verdict::waits;  // of the step it waited at
   bool queue_expired = false;          // queue_timeout is why the wait was stopped
-  bool has_turn = false;    // it holds the turnstile
+  bool has_turn = false;        // it holds the turnstile,
+  bool has_input_turn = false;  // and that of the input
   bool has_sample = false;  // read, or come back for another attempt, and not yet started
   bool timed_out = false;   // these two are guarded by the engine's mutex while others may find the lane
   bool stop_used = false;   // its stop token was stopped for an attempt that is over

@@ -212,7 +212,8 @@ class [[nodiscard]] batch {
 /// the outcome is `expected<V, error>`). One sample's failure, also an exception, is its own outcome and stops no
 /// other. It is called on several threads at once where the executor has several.
 ///
-/// Resumes: every predict starts on `ex`; the awaiting coroutine resumes on `ex`. An empty input is ready at once.
+/// Resumes: every predict starts on `ex`; the awaiting coroutine resumes on `ex`. An input that is known to be empty is
+/// ready at once.
 /// Stops: by options.stop, deadline or max_failures no further sample starts and what is in flight is asked to stop;
 /// it is always waited for: when the await ends, nothing of the batch is alive. A value counts however late it comes.
 /// Lifetime: an lvalue range is referred to, an rvalue range is moved in; predict is kept until the last sample has

@@ -56,6 +56,7 @@ class batch_reporter {
     notify(engine_.options_.observer, hook_failures_, hook, event);
   }
   std::size_t limit_now() const noexcept;
+  std::size_t in_flight() const noexcept;
   attempt_event attempt_of(const lane& self) const noexcept;
 
   engine& engine_;
@@ -64,6 +65,8 @@ class batch_reporter {
   // Counts, ordering nothing.
   std::atomic<std::uint64_t> hook_failures_{0};
   std::atomic<std::size_t> finished_{0};
+  std::atomic<std::size_t> in_flight_{0};  // only where there are gates
+  std::size_t known_ = unlimited;          // how many samples there are
 };
 
 // ---- Implementation ----
@@ -77,15 +80,21 @@ std::size_t batch_reporter<Types>::limit_now() const noexcept {
   return limit;
 }
 
+/// Where nothing but the cap keeps a lane from its sample, that is as many as there are lanes.
+template <class Types>
+std::size_t batch_reporter<Types>::in_flight() const noexcept {
+  if (engine_.needs_.gates) return in_flight_.load(std::memory_order_relaxed);
+  return engine_.live_.load(std::memory_order_relaxed) & engine::live_mask;
+}
+
 template <class Types>
 void batch_reporter<Types>::started() {
   number_ = next_batch_number();
   began_ = now_of(engine_.ex_);
   batch_info info;
   info.batch = number_;
-  if constexpr (requires { engine_.source_.size_hint(); }) {
-    info.samples = engine_.source_.size_hint().value_or(unlimited);
-  }
+  if constexpr (requires { engine_.source_.size_hint(); }) known_ = engine_.source_.size_hint().value_or(unlimited);
+  info.samples = known_;
   info.limit = limit_now();
   info.at = began_;
   tell(&batch_observer::batch_started, info);
@@ -96,10 +105,7 @@ void batch_reporter<Types>::ended() {
   batch_summary summary;
   summary.batch = number_;
   summary.finished = finished_.load(std::memory_order_relaxed);
-  if constexpr (requires { engine_.source_.size_hint(); }) {
-    const std::size_t all = engine_.source_.size_hint().value_or(summary.finished);
-    summary.not_started = all > summary.finished ? all - summary.finished : 0;
-  }
+  if (known_ != unlimited && known_ > summary.finished) summary.not_started = known_ - summary.finished;
   if (engine_.halted()) summary.stopped = meaning(engine_.why_halted());
   summary.hook_failures = hook_failures_.load(std::memory_order_relaxed);
   summary.at = now_of(engine_.ex_);
@@ -115,7 +121,7 @@ void batch_reporter<Types>::wait_started(lane& self, lane_stage stage) {
   event.lane = &self;
   if (self.has_sample) event.index = self.index;
   event.what = waits_for(stage);
-  event.in_flight = engine_.in_flight();
+  event.in_flight = in_flight();
   event.limit = limit_now();
   event.at = self.wait_began;
   tell(&batch_observer::wait_started, event);
@@ -128,12 +134,11 @@ void batch_reporter<Types>::wait_ended(lane& self, lane_stage stage) {
   event.lane = &self;
   if (self.has_sample) event.index = self.index;
   event.what = waits_for(stage);
-  event.in_flight = engine_.in_flight();
+  event.in_flight = in_flight();
   event.limit = limit_now();
   event.at = now_of(engine_.ex_);
   event.waited = event.at - self.wait_began;
   self.waited_for[static_cast<std::size_t>(event.what)] += event.waited;
-  self.follows = false;
   tell(&batch_observer::wait_ended, event);
 }
 
@@ -156,7 +161,8 @@ attempt_event batch_reporter<Types>::attempt_of(const lane& self) const noexcept
 template <class Types>
 void batch_reporter<Types>::attempt_started(lane& self) {
   self.observed = true;
-  self.in_flight_then = engine_.in_flight();
+  if (engine_.needs_.gates) in_flight_.fetch_add(1, std::memory_order_relaxed);
+  self.in_flight_then = in_flight();
   attempt_event event = attempt_of(self);
   event.at = self.started;
   tell(&batch_observer::attempt_started, event);
@@ -165,10 +171,11 @@ void batch_reporter<Types>::attempt_started(lane& self) {
 template <class Types>
 void batch_reporter<Types>::attempt_ended(lane& self) {
   if (!std::exchange(self.observed, false)) return;  // its sample could not be read
+  if (engine_.needs_.gates) in_flight_.fetch_sub(1, std::memory_order_relaxed);
   attempt_event event = attempt_of(self);
   for (std::chrono::nanoseconds& each : self.waited_for) each = std::chrono::nanoseconds::zero();
   event.late = self.timed_out;
-  event.failure = failure_in(*self.target);
+  event.failure = self.target ? failure_in(*self.target) : errc::exception;
   event.at = self.ended;
   event.ran = self.ended - self.started;
   tell(&batch_observer::attempt_ended, event);

@@ -98,6 +98,9 @@ class batch_retries {
     ready_.store(0);
   }
 
+  // -- without it --
+  void settle(const queue& dropped);
+
  private:
   bool worth_retrying(const lane& self) const;
   std::chrono::nanoseconds backoff(const lane& self) const;
@@ -112,6 +115,18 @@ class batch_retries {
 };
 
 // ---- Implementation ----
+
+/// Samples that will not be tried again: their last error stands.
+template <class Types>
+void batch_retries<Types>::settle(const queue& dropped) {
+  dropped.each([&](const auto& each) {
+    if (engine_.options_.observer) {
+      engine_.reporter_.finished(*each.slot, each.index, each.attempts, now_of(engine_.ex_));
+      engine_.reporter_.add_finished(1);
+    }
+    engine_.sink_.settled(each.slot, each.index, each.room);
+  });
+}
 
 /// A sample whose time to be tried again has come.
 template <class Types>
@@ -196,6 +211,7 @@ bool batch_retries<Types>::worth_retrying(const lane& self) const {
 template <class Types>
 std::chrono::nanoseconds batch_retries<Types>::backoff(const lane& self) const {
   const retry_policy& policy = engine_.options_.retry;
+  if (policy.initial_backoff == std::chrono::nanoseconds::zero()) return asked_delay(self.slot->error());
   double length = static_cast<double>(policy.initial_backoff.count()) * std::pow(policy.multiplier, self.attempts - 1);
   length = std::min(length, static_cast<double>(policy.max_backoff.count()));
   if (policy.jitter) length *= unit_interval(mix(seed_ ^ mix(self.index * 0x100 + self.attempts)));

@@ -125,6 +125,9 @@ class stream_state {
 
   /// The stream object goes.
   static void abandon(std::unique_ptr<stream_state> self) {
+    // The consumer that waits, if there is one, is being destroyed.
+    box* consumer = waiting();
+    self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
     if (!self->started_ || self->close()) return;
     if (this_thread_loop == nullptr) {
       sync_wait(stream_close<stream_state>(*self));
@@ -290,7 +293,8 @@ class stream_state {
     do {
       used->next = top;
     } while (!returned_.compare_exchange_weak(top, used));
-    if (starved_.load() && starved_.exchange(false)) engine_.wake();
+    // A lane that cannot be made now looks itself before it goes, see room_came().
+    if (starved_.load()) engine_.wake(&starved_);
   }
 
   executor_type& ex_;

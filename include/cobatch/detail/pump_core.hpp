@@ -38,6 +38,7 @@ enum class supply : unsigned char {
   none,       ///< the lane is of no use any more
   contended,  ///< nor here, but another pump may have some to share
   queued,     ///< another lane looks for permits, and will start another pump if it is asked to
+  queued_for_input,  ///< the same with another lane that waits for the next sample
   lost,       ///< the lane waits for something that no pump can do; the pump is done as well
 };
 
@@ -86,7 +87,8 @@ class lane_base : public pooled_frame, public list_link<alive_tag> {
 ///     supply provide(station&, Lane*)              sees to it that the station has a claim, or the lane a sample
 ///     supply process(station&, Lane*&, start_mark&) one sample; ready with a null lane: the lane was lost, go on
 ///     bool share(station&)                         gives part of the claim away; true: worth another pump
-///     bool ask_at_turnstile()                      what to do about `queued`; false: nobody is in the way any more
+///     bool ask_at_turnstile(supply)                what to do about `queued`; false: nobody is in the way any more
+///     void nothing_left()                          a pump that has no lane has found nothing
 ///     void part_with(Lane&, supply)                before a lane is destroyed, and why
 ///     bool more_came()                             after a lane was destroyed: there is work again
 ///     bool may_add_lane()                          under mutex_: the batch is not complete yet
@@ -215,6 +217,7 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
     }
     // Nothing that this pump could do now. First the lane goes, then others are asked: who answers can have it.
     if (more == supply::lost) current = nullptr;
+    if (!current && more == supply::none) engine().nothing_left();
     if (current) {
       engine().part_with(*current, more);
       check |= retire(*current);
@@ -223,7 +226,8 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
       if (more != supply::queued && engine().more_came()) [[unlikely]] continue;
     }
     if (more == supply::contended && !ask_others(here)) continue;
-    if (more == supply::queued && !engine().ask_at_turnstile()) continue;
+    const bool queued = more == supply::queued || more == supply::queued_for_input;
+    if (queued && !engine().ask_at_turnstile(more)) continue;
     if (parked_count_.load(std::memory_order_relaxed) != 0) [[unlikely]] continue;
     if (check) {
       // The last lane may have gone because something was in its way, with work left in this very station.

@@ -42,6 +42,16 @@ void rewrite(Result& slot, Arguments&&... arguments) {
   }
 }
 
+/// The same with a value. void: nothing but success.
+template <class Value, class Result, class... Arguments>
+void rewrite_value(Result& slot, Arguments&&... arguments) {
+  if constexpr (std::is_void_v<Value> || std::is_nothrow_constructible_v<Value, Arguments...>) {
+    slot.emplace(std::forward<Arguments>(arguments)...);
+  } else {
+    rewrite(slot, std::in_place, std::forward<Arguments>(arguments)...);
+  }
+}
+
 /// For inputs of known length: the very vector that the user gets.
 ///
 /// Slots are made as their samples are handed out, so that they are still in the cache when the outcomes arrive.

@@ -16,7 +16,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/station.hpp>
 
-/// Where samples come from. Both kinds hand out sample numbers in input order; see engine.hpp for who calls what.
+/// Where samples come from. Both kinds hand out sample numbers in input order; see batch_engine.hpp for who calls what.
 
 namespace cobatch::detail {
 
@@ -168,8 +168,11 @@ class pulled_source {
   template <class Reserve, class Place, class Failed>
   claim pull(cell& to, Reserve&& reserve, Place&& place, Failed&& failed) {
     if (exhausted_.load(std::memory_order_acquire)) return claim::exhausted;
-    for (int tries = 0; reading_.exchange(true, std::memory_order_acquire);) {
-      if (++tries == patience) return claim::elsewhere;
+    while (reading_.exchange(true, std::memory_order_acquire)) {
+      // Only looked at while it is taken: who reads must not have to fetch it back for each of our tries.
+      for (int tries = 0; reading_.load(std::memory_order_relaxed);) {
+        if (++tries == patience) return claim::elsewhere;
+      }
     }
     claim answer = claim::exhausted;
     if (exhausted_.load(std::memory_order_relaxed)) {
@@ -222,7 +225,7 @@ class pulled_source {
   bool exhausted() const noexcept { return exhausted_.load(std::memory_order_acquire); }
 
  private:
-  static constexpr int patience = 64;  // a read usually takes less than starting another pump
+  static constexpr int patience = 20;  // looks: a read usually takes less than starting another pump
 
   View samples_;
   std::optional<iterator> position_;  // guarded by reading_, like count_

@@ -13,7 +13,7 @@ namespace cobatch::detail {
 ///
 /// Engine has, for its friend: expire() -> std::chrono::nanoseconds, which does what is due and tells how long to sleep
 /// (zero or less: the batch has ended); sleep(pause) -> an awaitable of bool, false: not for so long; woken() -> bool,
-/// whether that was wanted (if not, the executor has no timers any more); refused(), where sleep() throws;
+/// whether that was wanted; refused(), where sleep() throws, or the executor has no timers any more;
 /// timekeeper_ended(), the last call. It starts when its handle is first resumed, and destroys itself at its end.
 template <class Engine>
 class timekeeper {
@@ -48,7 +48,9 @@ class timekeeper {
     for (;;) {
       const std::chrono::nanoseconds pause = engine.expire();
       if (pause <= std::chrono::nanoseconds::zero()) break;
-      if (!co_await engine.sleep(pause) && !engine.woken()) break;
+      if (co_await engine.sleep(pause) || engine.woken()) continue;
+      engine.refused();
+      break;
     }
   }
 

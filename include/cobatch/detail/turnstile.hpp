@@ -11,8 +11,8 @@ namespace cobatch::detail {
 ///                     taken ──ask──> wanted ──leave──> open, and the leaver starts another pump
 ///
 /// So a batch keeps at most one waiter in a shared semaphore, however large its own cap is. A pump that finds the
-/// turnstile taken first gives its lane back and then asks: whoever leaves afterwards can have that lane.
-/// enter() is acquire and leave() release: what one holder did is seen by the next.
+/// turnstile taken first gives its lane back, if it has one, and then asks: whoever leaves afterwards can have that
+/// lane. enter() is acquire and leave() release: what one holder did is seen by the next.
 class turnstile {
  public:
   bool enter() noexcept {
