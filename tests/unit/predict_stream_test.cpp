@@ -10,17 +10,20 @@
 #include <ranges>
 #include <stdexcept>
 #include <stop_token>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/executor.hpp>
+#include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>
 
 #include "support/catch.hpp"
+#include "support/started.hpp"
 
 using cobatch::batch_options;
 using cobatch::errc;
@@ -248,6 +251,22 @@ TEST_CASE("predict_stream: where the input throws there is one last result") {
   }
 }
 
+TEST_CASE("predict_stream: close() stops what is in flight also where the input has thrown") {
+  simulation sim;
+  slow_head model{sim};
+  counter input{10, 2};
+  auto run = [&]() -> task<void> {
+    auto stream = predict_stream(sim, input.numbers(), model.predict(), batch_options{.max_concurrency = 4});
+    const auto first = co_await stream.next();
+    CHECK(first->result.error().code == errc::input_failed);
+    CHECK(model.running == 2);
+    co_await stream.close();
+    CHECK(model.running == 0);
+  };
+  sim.run(run());
+  CHECK(now(sim) == 0ms);
+}
+
 TEST_CASE("predict_stream: a stop, a deadline and an error budget end it, and what was started is given") {
   simulation sim;
   slow_head model{sim};
@@ -383,6 +402,47 @@ TEST_CASE("predict_stream: on several threads nothing is lost, doubled or out of
       for (std::size_t i = 0; i < taken; ++i) (void)cobatch::sync_wait(stream.next());
       if (taken % 2 == 0) cobatch::sync_wait(stream.close());  // else its destructor waits
     }
+  }
+}
+
+TEST_CASE("predict_stream: whoever waits for the next result may be destroyed, with the stream or before it") {
+  for (const bool with_stream : {false, true}) {
+    simulation sim;
+    slow_head model{sim};
+    counter input{1000};
+    const auto open = [&] {
+      return predict_stream(sim, input.numbers(), model.predict(), batch_options{.max_concurrency = 3});
+    };
+    std::optional<decltype(open())> stream;
+    stream.emplace(open());
+    const auto consume = [](auto mine) -> started { (void)co_await mine.next(); };
+    const auto borrow = [](auto& theirs) -> started { (void)co_await theirs.next(); };
+    auto run = [&]() -> task<void> {
+      started consumer = with_stream ? consume(std::move(*stream)) : borrow(*stream);
+      co_await sim.schedule_after(1ms);
+      CHECK(model.running == 3);
+      consumer.destroy();
+      stream.reset();
+      co_await sim.schedule_after(1ms);
+      CHECK(model.running == 0);
+    };
+    sim.run(run());
+    CHECK(now(sim) == 2ms);
+  }
+
+  cobatch::thread_pool pool(2);
+  cobatch::async_semaphore none(0);
+  const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+  const auto consume = [&]() -> started {
+    counter input{10};
+    auto stream = predict_stream(pool, input.numbers(), identity, batch_options{.semaphore = &none});
+    while (co_await stream.next()) {}
+  };
+  for (int i = 0; i < 20; ++i) {
+    started consumer = consume();
+    while (i % 2 == 0 && none.waiting() == 0) std::this_thread::yield();
+    consumer.destroy();
+    CHECK(none.waiting() == 0);
   }
 }
 

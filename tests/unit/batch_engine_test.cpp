@@ -1,0 +1,607 @@
+#include <cobatch/batch_engine.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <new>
+#include <numeric>
+#include <optional>
+#include <ranges>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <cobatch/adaptive_limit.hpp>
+#include <cobatch/batch_predict.hpp>
+#include <cobatch/error.hpp>
+#include <cobatch/executor.hpp>
+#include <cobatch/expected.hpp>
+#include <cobatch/predict_stream.hpp>
+#include <cobatch/rate_limiter.hpp>
+#include <cobatch/semaphore.hpp>
+#include <cobatch/simulation.hpp>
+#include <cobatch/sync_wait.hpp>
+#include <cobatch/task.hpp>
+#include <cobatch/thread_pool.hpp>
+
+#include "support/catch.hpp"
+#include "support/detached.hpp"
+#include "support/outline.hpp"
+#include "support/plain_threads.hpp"
+#include "support/started.hpp"
+#include "support/step_executor.hpp"
+#include "support/told.hpp"
+
+// Where the parts of the engine meet: its clock with lanes that do not suspend, its gates with retries and with awaited
+// inputs, and every way to an end with what is still on its way then.
+
+using cobatch::async_semaphore;
+using cobatch::batch_options;
+using cobatch::batch_predict;
+using cobatch::errc;
+using cobatch::error;
+using cobatch::expected;
+using cobatch::predict_stream;
+using cobatch::simulation;
+using cobatch::task;
+using namespace std::chrono_literals;
+
+namespace {
+
+// One predict type and few kinds of input: each pair is a whole engine to compile.
+using predict_type = std::function<task<int>(int, std::stop_token)>;
+using outcomes = std::vector<expected<int, error>>;
+using activity = std::function<task<int>()>;
+
+/// Runs all of them side by side.
+void run_all(simulation& sim, const std::vector<activity>& all) {
+  const auto results = sim.run(batch_predict(sim, all, [](const activity& each) { return each(); }));
+  for (const auto& each : results) {
+    if (!each) FAIL_CHECK(each.error().message());
+  }
+}
+
+std::chrono::nanoseconds elapsed(const simulation& sim) {
+  return sim.now().time_since_epoch();
+}
+
+std::vector<int> zero_to(int end) {
+  std::vector<int> samples(static_cast<std::size_t>(end));
+  std::iota(samples.begin(), samples.end(), 0);
+  return samples;
+}
+
+/// 0 to 9, read one by one; one of them cannot be read.
+auto unreadable_at(int which) {
+  return std::views::iota(0, 10) | std::views::transform([which](int x) {
+           if (x == which) throw std::runtime_error("unreadable");
+           return x;
+         });
+}
+
+/// Takes as long as the sample is told to, unless it is stopped.
+predict_type takes(simulation& sim, std::function<std::chrono::nanoseconds(int)> how_long) {
+  return [&sim, how_long](int x, std::stop_token stop) -> task<int> {
+    if (!co_await sim.schedule_after(how_long(x), stop)) throw std::runtime_error("stopped");
+    co_return x;
+  };
+}
+
+/// An asynchronous source as a user would write it.
+struct asynchronous {
+  std::function<task<std::optional<int>>()> next;
+};
+
+/// A simulation whose timers come to an end: after so many, the next ones are refused, or throw.
+class failing_timers {
+ public:
+  failing_timers(int timers, bool throws) : left_(timers), throws_(throws) {}
+
+  bool execute(std::coroutine_handle<> handle) { return loop.execute(handle); }
+  std::size_t concurrency() const noexcept { return 1; }
+  bool running_in_this_thread() const noexcept { return true; }
+  auto now() const noexcept { return loop.now(); }
+  task<bool> schedule_after(std::chrono::nanoseconds delay, std::stop_token token = {}) {
+    const bool works = left_-- > 0;
+    if (!works && throws_) throw std::bad_alloc();
+    return sleep(works, delay, std::move(token));
+  }
+
+  simulation loop;
+
+ private:
+  task<bool> sleep(bool works, std::chrono::nanoseconds delay, std::stop_token token) {
+    co_return works && co_await loop.schedule_after(delay, std::move(token));
+  }
+
+  int left_;
+  bool throws_;
+};
+
+/// Two threads: what one of them hands over runs on the other.
+class relay {
+ public:
+  void execute(std::coroutine_handle<> handle) { (one_.here() ? other_ : one_).execute(handle); }
+  std::size_t concurrency() const noexcept { return 2; }
+  bool running_in_this_thread() const noexcept { return one_.here() || other_.here(); }
+
+ private:
+  plain_threads one_{1}, other_{1};
+};
+
+/// An error type that does not always succeed in being made.
+struct fragile_error {
+  explicit fragile_error(const error&) {
+    if (makes-- <= 0) throw std::runtime_error("no error can be made");
+  }
+  static inline int makes = 0;
+};
+
+}  // namespace
+
+// ---- The clock ----
+
+TEST_CASE("batch_engine: an attempt behind one that did not suspend has a whole timeout, and is doubled no earlier") {
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    for (const bool hedged : {false, true}) {
+      INFO("seed: " << seed << ", hedged: " << hedged);
+      simulation sim(seed);
+      const std::vector<int> samples = zero_to(100);
+      int calls = 0;
+      const predict_type alternating = [&](int x, std::stop_token stop) -> task<int> {
+        ++calls;
+        if (x % 2 == 1 && !co_await sim.schedule_after(50ms, stop)) throw std::runtime_error("stopped");
+        co_return x;
+      };
+      batch_options options{.max_concurrency = 2};
+      if (hedged) {
+        options.hedge = {.delay = 5s, .max_extra = 1};
+      } else {
+        options.timeout = 5s;
+      }
+      const auto body = [&]() -> task<outcomes> {
+        co_await sim.schedule_after(10s);
+        co_return co_await batch_predict(sim, samples, alternating, options);
+      };
+      const outcomes results = sim.run(body());
+      CHECK(values_in(results) == 100);
+      CHECK(calls == 100);
+      CHECK(elapsed(sim) == 10s + 25 * 50ms);
+    }
+  }
+}
+
+TEST_CASE("batch_engine: a wait for the adaptive limit between two samples is no part of the attempt") {
+  simulation sim;
+  cobatch::adaptive_limit limit({.initial = 1, .min = 1, .max = 1});
+  const std::vector<int> first = zero_to(3), second = zero_to(4);
+  const predict_type brief = takes(sim, [](int) { return 1s; });
+  const predict_type second_at_once = [&](int x, std::stop_token stop) -> task<int> {
+    if (x == 1) co_return x;
+    co_return co_await brief(x, stop);
+  };
+  const predict_type lengthy = takes(sim, [](int) { return 10s; });
+  outcomes results;
+  run_all(sim, {[&]() -> task<int> {
+                  results = co_await batch_predict(sim, first, second_at_once,
+                                                   {.max_concurrency = 1, .limit = &limit, .timeout = 5s});
+                  CHECK(elapsed(sim) == 22s);  // twice behind a sample of the other batch
+                  co_return 0;
+                },
+                [&]() -> task<int> {
+                  co_await batch_predict(sim, second, lengthy, {.max_concurrency = 1, .limit = &limit});
+                  co_return 0;
+                }});
+  CHECK(outline(results) == "0 1 2");
+  CHECK(elapsed(sim) == 42s);
+}
+
+TEST_CASE("batch_engine: timers that end while a sample sleeps for its retry end the batch, its last error stands") {
+  const std::vector<int> samples{1, 2};
+  for (const bool throws : {false, true}) {
+    for (int timers = 0; timers < 8; ++timers) {
+      INFO("timers: " << timers << ", throws: " << throws);
+      failing_timers ex(timers, throws);
+      int calls = 0;
+      const predict_type fails = [&](int, std::stop_token) -> task<int> {
+        ++calls;
+        throw std::runtime_error("always");
+        co_return 0;
+      };
+      const batch_options options{.retry = {.max_attempts = 3, .initial_backoff = 20ms, .jitter = false}};
+      const outcomes results = ex.loop.run(batch_predict(ex, samples, fails, options));
+      REQUIRE(results.size() == 2);
+      std::uint32_t attempts = 0;
+      for (const auto& each : results) {
+        REQUIRE_FALSE(each);
+        attempts += each.error().attempts;
+        CHECK(each.error().code == (each.error().attempts == 0 ? errc::executor_stopped : errc::exception));
+      }
+      CHECK(attempts == static_cast<std::uint32_t>(calls));
+      if (timers == 1) CHECK(calls == 2);
+      if (timers == 7) CHECK(calls == 6);
+    }
+  }
+}
+
+TEST_CASE("batch_engine: timers that end under a rate limiter end the batch, what had no turn says executor_stopped") {
+  const std::vector<int> samples{0, 1, 2, 3};
+  const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+  for (int timers = 0; timers < 3; ++timers) {
+    failing_timers ex(timers, true);
+    cobatch::rate_limiter rate(1, 1);
+    const outcomes results = ex.loop.run(batch_predict(ex, samples, identity, {.rate = &rate}));
+    REQUIRE(results.size() == 4);
+    CHECK(values_in(results) == timers + 1);
+    CHECK(count_of(results, errc::executor_stopped) == 3 - timers);
+  }
+}
+
+// ---- Ways to an end ----
+
+TEST_CASE("batch_engine: what is in flight when the input throws can still be stopped") {
+  simulation sim;
+  std::stop_source stop;
+  batch_options options{.max_concurrency = 4, .stop = stop};
+  const auto run = [&](const predict_type& predict) {
+    outcomes results;
+    run_all(sim, {[&]() -> task<int> {
+                    results = co_await batch_predict(sim, unreadable_at(2), predict, options);
+                    co_return 0;
+                  },
+                  [&]() -> task<int> {
+                    co_await sim.schedule_after(2s);
+                    stop.request_stop();
+                    co_return 0;
+                  }});
+    REQUIRE(results.size() == 10);
+    CHECK(results[2].error().code == errc::input_failed);
+    CHECK(count_of(results, errc::not_started) == 7);
+    results.resize(2);
+    return outline(results);
+  };
+  const predict_type hour = takes(sim, [](int) { return 1h; });
+  SECTION("by the user") {
+    CHECK(run(hour) == "cancelled cancelled");
+  }
+  SECTION("by the deadline") {
+    options.deadline = 1s;
+    CHECK(run(hour) == "deadline_exceeded deadline_exceeded");
+  }
+  SECTION("by max_failures") {
+    options.max_failures = 1;
+    const predict_type first_fails = [&](int x, std::stop_token token) -> task<int> {
+      if (x == 1) co_return co_await hour(x, token);
+      co_await sim.schedule_after(1s);
+      throw std::runtime_error("planned");
+    };
+    CHECK(run(first_fails) == "exception cancelled");
+  }
+  CHECK(elapsed(sim) == 2s);
+}
+
+TEST_CASE("batch_engine: on an inline executor a stop ends a batch that waits for a permit, and touches it no more") {
+  for (const std::uint32_t attempts : {1u, 2u}) {
+    cobatch::inline_executor ex;
+    async_semaphore semaphore(1);
+    const auto held = semaphore.try_acquire();
+    std::stop_source stop;
+    const std::vector<int> samples{1, 2, 3};
+    const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+    const batch_options options{
+        .semaphore = &semaphore, .stop = stop, .retry = {.max_attempts = attempts, .initial_backoff = 0ns}};
+    outcomes results;
+    // Its frame, and with it the batch, is gone before request_stop() returns.
+    const auto wait = [](auto& executor, auto& input, auto& predict, auto& how, auto& into) -> detached {
+      into = co_await batch_predict(executor, input, predict, how);
+    };
+    wait(ex, samples, identity, options, results);
+    CHECK(results.empty());
+    CHECK(semaphore.waiting() == 1);
+    stop.request_stop();
+    CHECK(outline(results) == "not_started not_started not_started");
+    CHECK(semaphore.waiting() == 0);
+  }
+}
+
+TEST_CASE("batch_engine: samples that queue for their retry when the batch is stopped have their outcome") {
+  for (const bool streamed : {false, true}) {
+    INFO("streamed: " << streamed);
+    step_executor ex;
+    async_semaphore semaphore(1);
+    std::stop_source stop;
+    scribe told;
+    const std::vector<int> samples{1, 2};
+    std::optional<cobatch::permit> taken;
+    const auto take = [&]() -> detached { taken = co_await semaphore.acquire(); };
+    int calls = 0;
+    const predict_type fails = [&](int, std::stop_token) -> task<int> {
+      if (++calls == 2) take();
+      throw std::runtime_error("always");
+      co_return 0;
+    };
+    const batch_options options{.max_concurrency = 1,
+                                .semaphore = &semaphore,
+                                .stop = stop,
+                                .retry = {.max_attempts = 100, .initial_backoff = 0ns},
+                                .observer = &told};
+    outcomes results;
+    const auto body = [&]() -> started {
+      if (!streamed) {
+        results = co_await batch_predict(ex, samples, fails, options);
+        std::erase_if(results, [](const auto& each) { return each.error().code == errc::not_started; });
+        co_return;
+      }
+      auto stream = predict_stream(ex, samples, fails, options);
+      while (auto item = co_await stream.next()) results.push_back(std::move(item->result));
+    };
+    const started running = body();
+    ex.drain();
+    REQUIRE_FALSE(running.done());
+    REQUIRE(taken);
+    REQUIRE(semaphore.waiting() == 1);
+    stop.request_stop();
+    ex.drain();
+    REQUIRE(running.done());
+    std::vector<std::size_t> read;
+    for (const auto& each : told.starts) read.push_back(each.index);
+    std::ranges::sort(read);
+    read.erase(std::ranges::unique(read).begin(), read.end());
+    CHECK(count_of(results, errc::exception) == static_cast<long>(read.size()));
+    CHECK(results.size() == read.size());
+    std::vector<std::size_t> finished;
+    for (const auto& each : told.finished) finished.push_back(each.index);
+    std::ranges::sort(finished);
+    CHECK(finished == read);
+    CHECK(told.summaries.at(0).finished == read.size());
+    CHECK(told.summaries.at(0).not_started == samples.size() - read.size());
+  }
+}
+
+TEST_CASE("batch_engine: a batch whose samples are done does not wait for a permit that never comes") {
+  // The last sample hands its handle over and lingers: it ends on the other thread, while this one still looks for
+  // more. By then no permit is left.
+  async_semaphore semaphore(2);
+  const auto outside = semaphore.try_acquire();
+  relay threads;
+  struct hand_over {
+    relay& to;
+    async_semaphore* lingers;  // until somebody waits for this one, but not for long
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> handle) const {
+      async_semaphore* const awaited = lingers;
+      to.execute(handle);  // *this may be gone
+      for (int i = 0; awaited && awaited->waiting() == 0 && i < 1000; ++i) std::this_thread::yield();
+    }
+    int await_resume() const noexcept { return 1; }
+  };
+  std::mutex mutex;  // guards ended
+  std::condition_variable changed;
+  bool ended = false, stuck = false;
+  std::thread watch([&] {
+    std::unique_lock lock(mutex);
+    stuck = !changed.wait_for(lock, 20s, [&] { return ended; });
+    if (stuck) semaphore.set_limit(cobatch::unlimited / 2);
+  });
+  const auto stop_watch = [&] {
+    const std::lock_guard lock(mutex);
+    ended = true;
+    changed.notify_one();
+    return stuck;
+  };
+  for (std::size_t round = 0; round < 1500; ++round) {
+    const std::vector<int> samples(4 + round % 4);
+    std::atomic<std::size_t> calls{0};
+    const auto predict = [&](int) {
+      const bool last = ++calls == samples.size();
+      if (last) semaphore.set_limit(0);
+      return hand_over{threads, last ? &semaphore : nullptr};
+    };
+    const auto results =
+        cobatch::sync_wait(batch_predict(threads, samples, predict, {.max_concurrency = 8, .semaphore = &semaphore}));
+    CHECK(values_in(results) == static_cast<long>(samples.size()));
+    {
+      const std::lock_guard lock(mutex);
+      if (stuck) break;
+    }
+    semaphore.set_limit(2);
+  }
+  CHECK_FALSE(stop_watch());
+  watch.join();
+}
+
+TEST_CASE("batch_engine: where the user's error type throws, a hedged sample still has one outcome") {
+  const std::vector<int> samples{0, 1, 2};
+  for (const bool fails : {false, true}) {
+    for (int makes = 3; makes < 16; ++makes) {  // 3: one for each slot, which is made beforehand
+      INFO("fails: " << fails << ", errors that can be made: " << makes);
+      simulation sim;
+      int calls = 0;
+      const auto predict = [&](int x) -> task<expected<int, fragile_error>> {
+        ++calls;
+        co_await sim.schedule_after(1s);
+        if (fails) throw std::runtime_error("planned");
+        co_return x;
+      };
+      fragile_error::makes = makes;
+      const auto results = sim.run(batch_predict(sim, samples, predict, {.hedge = {.delay = 100ms, .max_extra = 1}}));
+      REQUIRE(results.size() == 3);
+      if (!fails && makes >= 3 + 6) CHECK(values_in(results) == 3);
+      if (fails) CHECK(values_in(results) == 0);
+      CHECK(calls == 6);
+      CHECK(elapsed(sim) == 1100ms);
+    }
+  }
+}
+
+// ---- The gates ----
+
+TEST_CASE("batch_engine: a sample that comes back goes ahead of an input that is not there yet") {
+  // The producer gives the second sample once the first one is answered.
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    for (const bool shares : {false, true}) {
+      simulation sim(seed);
+      async_semaphore answered(0), semaphore(2);
+      int given = 0, calls = 0;
+      asynchronous source{[&]() -> task<std::optional<int>> {
+        if (given == 2) co_return std::nullopt;
+        if (given == 1) (co_await answered.acquire()).release();
+        co_return given++;
+      }};
+      const predict_type first_fails = [&](int x, std::stop_token) -> task<int> {
+        co_await sim.schedule_after(10ms);
+        if (++calls == 1) throw std::runtime_error("once");
+        co_return x;
+      };
+      batch_options options{.max_concurrency = 4,
+                            .retry = {.max_attempts = 3, .initial_backoff = 20ms, .jitter = false}};
+      if (shares) options.semaphore = &semaphore;
+      const auto body = [&]() -> task<int> {
+        auto stream = predict_stream(sim, source, first_fails, options);
+        int sum = 0;
+        while (auto item = co_await stream.next()) {
+          CHECK(item->result == static_cast<int>(item->index));
+          CHECK(elapsed(sim) == (item->index == 0 ? 40ms : 50ms));
+          if (item->index == 0) answered.release();
+          ++sum;
+        }
+        co_return sum;
+      };
+      CHECK(sim.run(body()) == 2);
+      CHECK(calls == 3);
+    }
+  }
+}
+
+TEST_CASE("batch_engine: an awaited input is read on once a permit is free, however long nobody could have one") {
+  simulation sim;
+  async_semaphore semaphore(2);
+  int given = 0;
+  asynchronous source{[&]() -> task<std::optional<int>> {
+    if (given == 6) co_return std::nullopt;
+    co_return given++;
+  }};
+  const predict_type predict = takes(sim, [](int x) -> std::chrono::nanoseconds { return x == 0 ? 1h : 1s; });
+  auto held = semaphore.try_acquire();
+  std::string story;
+  const auto consume = [&]() -> task<int> {
+    auto stream =
+        predict_stream(sim, source, predict, {.max_concurrency = 4, .semaphore = &semaphore, .queue_timeout = 5s});
+    while (auto item = co_await stream.next()) {
+      story += std::to_string(item->index) + (item->result ? "" : "!") + "@" +
+               std::to_string(std::chrono::duration_cast<std::chrono::seconds>(elapsed(sim)).count()) + " ";
+    }
+    co_return 0;
+  };
+  run_all(sim, {consume, [&]() -> task<int> {
+                  co_await sim.schedule_after(10s);
+                  held.reset();
+                  co_return 0;
+                }});
+  CHECK(story == "1@11 2@12 3@13 4@14 5@15 0@3600 ");
+}
+
+TEST_CASE("batch_engine: two batches that do not suspend take turns of 32 samples at a shared semaphore, to the end") {
+  simulation sim;
+  async_semaphore semaphore(1);
+  const std::vector<int> samples = zero_to(1000);
+  std::vector<int> turns;
+  int last = -1;
+  const auto batch = [&](int name) -> task<int> {
+    const predict_type predict = [&, name](int x, std::stop_token) -> task<int> {
+      if (name == 0 && x == 0) co_await sim.schedule_after(1s);  // the other one is there from now on
+      if (std::exchange(last, name) != name) turns.push_back(0);
+      ++turns.back();
+      co_return x;
+    };
+    co_await batch_predict(sim, samples, predict, {.max_concurrency = 4, .semaphore = &semaphore});
+    co_return 0;
+  };
+  run_all(sim, {[&] { return batch(0); }, [&] { return batch(1); }});
+  REQUIRE(turns.size() > 60);
+  // But for those at the beginning, until both are there, and those at the end.
+  CHECK(std::ranges::count(turns, 32) >= static_cast<std::ptrdiff_t>(turns.size()) - 5);
+  CHECK(std::ranges::max(turns) <= 33);
+}
+
+// ---- What observers are told of it ----
+
+TEST_CASE("batch_engine: an observer is told the end of every wait, also of one for an input that throws") {
+  for (const bool in_the_call : {false, true}) {
+    simulation sim;
+    scribe told;
+    int given = 0;
+    const auto read = [&]() -> task<std::optional<int>> {
+      if (given == 2) throw std::runtime_error("unreadable");
+      co_return given++;
+    };
+    asynchronous source{[&] {
+      if (in_the_call && given == 2) throw std::runtime_error("no read was begun");
+      return read();
+    }};
+    const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+    const auto body = [&]() -> task<std::string> {
+      auto stream = predict_stream(sim, source, identity, {.max_concurrency = 1, .observer = &told});
+      outcomes results;
+      while (auto item = co_await stream.next()) results.push_back(std::move(item->result));
+      co_return outline(results);
+    };
+    CHECK(sim.run(body()) == "0 1 input_failed");
+    CHECK(std::ranges::count(told.lines, "wait_started") == 3);
+    CHECK(std::ranges::count(told.lines, "wait_ended") == 3);
+    REQUIRE(told.finished.size() == 3);
+    CHECK(told.finished[2].index == 2);
+    CHECK(told.finished[2].attempts == 0);
+    CHECK(told.finished[2].failure == errc::input_failed);
+  }
+}
+
+TEST_CASE("batch_engine: an observer is told that a sample that could not be read was not attempted") {
+  simulation sim;
+  scribe told;
+  const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+  const batch_options options{.max_concurrency = 1, .observer = &told};
+  const outcomes results = sim.run(batch_predict(sim, unreadable_at(2), identity, options));
+  CHECK(results[2].error().attempts == 0);
+  CHECK(told.starts.size() == 2);
+  REQUIRE(told.finished.size() == 3);
+  CHECK(told.finished[1].attempts == 1);
+  CHECK(told.finished[2].attempts == 0);
+  CHECK(told.finished[2].failure == errc::input_failed);
+}
+
+TEST_CASE("batch_engine: an observer is never told of more samples in flight than a shared semaphore allows") {
+  struct meter : cobatch::batch_observer {
+    void attempt_started(const cobatch::attempt_event& event) override { look(event); }
+    void attempt_ended(const cobatch::attempt_event& event) override { look(event); }
+    void look(const cobatch::attempt_event& event) {
+      ++told;
+      if (event.in_flight == 0 || event.in_flight > event.limit) ++wrong;
+    }
+    std::atomic<int> told = 0, wrong = 0;
+  };
+  meter observer;
+  cobatch::thread_pool pool(4);
+  const std::vector<int> samples(300);
+  const predict_type hop = [&](int x, std::stop_token) -> task<int> {
+    co_await pool.schedule();
+    co_return x;
+  };
+  for (std::size_t limit = 1; limit <= 3; ++limit) {
+    async_semaphore semaphore(limit);
+    for (int round = 0; round < 3; ++round) {
+      cobatch::sync_wait(batch_predict(pool, samples, hop, {.semaphore = &semaphore, .observer = &observer}));
+    }
+  }
+  CHECK(observer.told == 2 * 9 * 300);
+  CHECK(observer.wrong == 0);
+}
