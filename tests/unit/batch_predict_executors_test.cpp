@@ -244,19 +244,20 @@ TEST_CASE("batch_predict: an executor that is destroyed in the middle drains the
   census frames;
   bool ended = false;
   std::optional<started> batch;
+  // It outlives the executor: in the executor's destructor the coroutine still uses what it captured.
+  const auto go = [&](simulation& sim) -> started {
+    results = co_await batch_predict(sim, six,
+                                     [&](int x) -> task<int> {
+                                       const life frame(frames);
+                                       if (!co_await sim.schedule_after(x * 1s)) throw std::runtime_error("no timer");
+                                       co_return x;
+                                     },
+                                     {.max_concurrency = 2});
+    ended = true;
+  };
   {
     simulation sim;
-    const auto go = [&]() -> started {
-      results = co_await batch_predict(sim, six,
-                                       [&](int x) -> task<int> {
-                                         const life frame(frames);
-                                         if (!co_await sim.schedule_after(x * 1s)) throw std::runtime_error("no timer");
-                                         co_return x;
-                                       },
-                                       {.max_concurrency = 2});
-      ended = true;
-    };
-    batch.emplace(go());
+    batch.emplace(go(sim));
     const auto wait = [](simulation& s) -> task<void> { co_await s.schedule_after(1500ms); };
     sim.run(wait(sim));
   }

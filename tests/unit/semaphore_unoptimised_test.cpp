@@ -26,8 +26,8 @@ struct stack_depth {
   std::uintptr_t highest = 0;
 
   [[gnu::noinline]] void here() {
-    const char local = 0;
-    const auto address = reinterpret_cast<std::uintptr_t>(&local);
+    // Not the address of a local: ASan may keep those elsewhere.
+    const auto address = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
     lowest = std::min(lowest, address);
     highest = std::max(highest, address);
   }
