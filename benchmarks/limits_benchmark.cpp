@@ -1,5 +1,5 @@
-// What the limit does to throughput and latency: for predicts that wait, that compute, and that ask a server which slows
-// down once it is asked too much at once. benchmarks/plot draws it.
+// What the limit does to throughput and latency: for predicts that wait, that compute, and that ask a server which
+// slows down once it is asked too much at once. benchmarks/plot draws it.
 
 #include <cobatch/cobatch.hpp>
 
@@ -56,8 +56,8 @@ class cpu_bound {
   thread_pool& pool_;
 };
 
-/// A server that answers so many requests at once in a millisecond each; beyond that each further one slows all down, by
-/// more than it brings.
+/// A server that answers so many requests at once in a millisecond each; beyond that each further one slows all down,
+/// by more than it brings.
 class slowing_server {
  public:
   explicit slowing_server(thread_pool& pool) : pool_(pool) {}

@@ -1,9 +1,8 @@
-// What hedging and the rate limiter buy, on the virtual clock: what counts is not the time that the simulation takes but what
-// it comes to, the worst of several seeds.
+// What hedging and the rate limiter buy, on the virtual clock: what counts is not the time that the simulation takes
+// but what it comes to, the worst of several seeds.
 //
-// policies/hedge: a server whose calls take 8 to 12 ms, one in a hundred 100 times as long. Every sample is timed from its first
-// call to its value.
-// policies/throttle: a server that answers "too many requests" above 100 per second.
+// policies/hedge: a server whose calls take 8 to 12 ms, one in a hundred 100 times as long. Every sample is timed from
+// its first call to its value. policies/throttle: a server that answers "too many requests" above 100 per second.
 
 #include <cobatch/cobatch.hpp>
 

@@ -1,4 +1,4 @@
-// Ten samples, each answered by a model that takes 0.1 to 0.5 seconds: all of them together take as long as the slowest.
+// Ten samples, each answered by a model that takes 0.1 to 0.5 s: all of them together take as long as the slowest.
 #include <chrono>
 #include <cstdio>
 #include <random>

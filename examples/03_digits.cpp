@@ -3,8 +3,8 @@
 //   03_digits [images.csv]
 //
 // A line of the file is a label, then 64 pixels of 0 to 16, separated by commas. Without an argument: the 500 bundled
-// test images. Exit status: 0 all lines were classified; 1 some lines were bad (each is reported with file and line, the
-// others are classified); 2 nothing could be done.
+// test images. Exit status: 0 all lines were classified; 1 some lines were bad (each is reported with file and line,
+// the others are classified); 2 nothing could be done.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -71,8 +71,8 @@ int main(int argc, char** argv) {
     return 2;
   }
 
-  // Parsing a line is part of its prediction, and predict returns an expected with our own error type: a bad line is the
-  // failure of one sample. A predict that is no coroutine runs on the pool's threads all the same.
+  // Parsing a line is part of its prediction, and predict returns an expected with our own error type: a bad line is
+  // the failure of one sample. A predict that is no coroutine runs on the pool's threads all the same.
   cobatch::thread_pool pool;
   const auto classify = [&](const digits::text_line& line) {
     return file->parse(line).transform(
@@ -118,8 +118,8 @@ int main(int argc, char** argv) {
   std::printf("\nThe model alone, %zu images, %zu threads:\n", many.size(), pool.concurrency());
   bool same = compare(pool, many, model_alone, model_alone);
 
-  // Behind a server that answers after 2 ms, the time is spent waiting, and a coroutine that waits costs no thread. This
-  // server works on 32 requests at once: what is sent beyond that waits there, which the latency shows.
+  // Behind a server that answers after 2 ms, the time is spent waiting, and a coroutine that waits costs no thread.
+  // This server works on 32 requests at once: what is sent beyond that waits there, which the latency shows.
   cobatch::async_semaphore server(32);
   const auto remote = [&](const digits::image& x) -> cobatch::task<timed_digit> {
     const auto begin = steady_clock::now();

@@ -1,7 +1,7 @@
 // What can end a sample other than its value, each way on the same six samples: sample x takes x * 100 ms.
 //
-// It runs on a simulation, an executor on a virtual clock: nearly three seconds pass in no time, and the table is the same on
-// every machine. On a thread_pool the code is the same, with sync_wait(...) in place of sim.run(...).
+// It runs on a simulation, an executor on a virtual clock: nearly three seconds pass in no time, and the table is the
+// same on every machine. On a thread_pool the code is the same, with sync_wait(...) in place of sim.run(...).
 #include <chrono>
 #include <cstdio>
 #include <stdexcept>
@@ -15,8 +15,8 @@ using namespace std::chrono_literals;
 
 // ---- An error type of your own ----
 
-// What predict returns in an expected<T, E> is the sample's outcome as it is. E must be constructible from cobatch::error
-// for the samples that did not get so far.
+// What predict returns in an expected<T, E> is the sample's outcome as it is. E must be constructible from
+// cobatch::error for the samples that did not get so far.
 class api_error {
  public:
   explicit api_error(int status) : text_("HTTP " + std::to_string(status)) {}
@@ -83,8 +83,8 @@ int main() {
   const auto thrown = sim.run(cobatch::batch_predict(sim, samples, throwing));
   print_row("predict throws", thrown, {"10", "20", "exception", "40", "50", "60"});
 
-  // The first failure stops the batch: what is in flight is asked to stop, what waits is not started. This predict takes
-  // no token, so nothing can reach it; the batch waits for it, and a value counts however late it comes.
+  // The first failure stops the batch: what is in flight is asked to stop, what waits is not started. This predict
+  // takes no token, so nothing can reach it; the batch waits for it, and a value counts however late it comes.
   const auto fail_fast =
       sim.run(cobatch::batch_predict(sim, samples, throwing, {.max_concurrency = 2, .max_failures = 1}));
   print_row("fail fast, 2 at once", fail_fast, {"10", "20", "exception", "40", "not started", "not started"});

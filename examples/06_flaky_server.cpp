@@ -1,9 +1,9 @@
 // A server that fails, stalls and throttles, and what each policy of a batch buys against it.
 //
-// 5000 samples go to a model server, 20 at a time. One call in twenty fails. One in a hundred takes 100 times as long as the
-// others. And above 400 calls per second the server answers "too many requests, come back in 50 ms". Both run on a simulation,
-// an executor on a virtual clock: minutes pass in no time, and the table is the same on every machine. On a thread_pool the
-// code is the same, with sync_wait(...) in place of sim.run(...).
+// 5000 samples go to a model server, 20 at a time. One call in twenty fails. One in a hundred takes 100 times as long
+// as the others. And above 400 calls per second the server answers "too many requests, come back in 50 ms". Both run on
+// a simulation, an executor on a virtual clock: minutes pass in no time, and the table is the same on every machine. On
+// a thread_pool the code is the same, with sync_wait(...) in place of sim.run(...).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -25,8 +25,8 @@ class flaky_server {
  public:
   explicit flaky_server(cobatch::simulation& sim) : sim_(sim) {}
 
-  // The client passes the stop token on to what it waits for, and throws what went wrong. retry_later is what "429 too many
-  // requests" with a Retry-After header comes to: a retry will not come any sooner.
+  // The client passes the stop token on to what it waits for, and throws what went wrong. retry_later is what "429 too
+  // many requests" with a Retry-After header comes to: a retry will not come any sooner.
   cobatch::task<int> call(int sample, std::stop_token stop) {
     ++calls;
     const std::uint64_t luck = random();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-// A trained network for handwritten digits and the reader of its images: what 03_digits and later examples predict with.
-// The data and where they come from: data/digits/README.md.
+// A trained network for handwritten digits and the reader of its images: what 03_digits and later examples predict
+// with. The data and where they come from: data/digits/README.md.
 
 #include <algorithm>
 #include <array>
@@ -34,8 +34,8 @@ struct image {
 /// Why a line came to no image: this example's own error type.
 ///
 /// To be the E of an expected<T, E> that predict returns, it must be constructible from cobatch::error: the batch makes
-/// one for a sample that it stopped or never started. (A class with constructors: as an aggregate with a string inside it
-/// would meet a bug of GCC 12, see the README.)
+/// one for a sample that it stopped or never started. (A class with constructors: as an aggregate with a string inside
+/// it would meet a bug of GCC 12, see the README.)
 class failure {
  public:
   explicit failure(std::string message) : message_(std::move(message)) {}
@@ -58,7 +58,8 @@ cobatch::expected<std::vector<text_line>, std::string> read_lines(const std::str
 
 /// A file of images: on each line the label, then 64 pixels, separated by commas.
 ///
-/// Opening reads the lines only. Each is parsed on its own by parse(), as part of a batch: a bad line costs itself alone.
+/// Opening reads the lines only. Each is parsed on its own by parse(), as part of a batch: a bad line costs itself
+/// alone.
 class csv_file {
  public:
   static cobatch::expected<csv_file, std::string> open(const std::string& path);

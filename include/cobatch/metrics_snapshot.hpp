@@ -93,7 +93,7 @@ class metrics_snapshot {
   /// - input, rate: somebody waited for it for 60 % of T; the longer of the two;
   /// - server: latency grows nearly in proportion to what is in flight (with the exponent 0.6 or more), by more than
   ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
-  /// - limit: half of the attempts started with 90 % of the limit in flight, or somebody waited for permits for 60 % of T;
+  /// - limit: half of the attempts started with 90 % of the limit in flight, or permits were waited for for 60 % of T;
   /// - window: what was in flight and what waited for an earlier result add up to 90 % of the limit.
   bottleneck slowed_by() const noexcept;
   /// The same in a sentence, with the numbers it was concluded from and what to do.

@@ -40,8 +40,8 @@ using cobatch::task;
 using cobatch::thread_pool;
 using namespace std::chrono_literals;
 
-// All policies at once on real threads and real timers. A lost lane or a lost wake-up shows as a hang, which ctest's time
-// limit ends.
+// All policies at once on real threads and real timers. A lost lane or a lost wake-up shows as a hang, which ctest's
+// time limit ends.
 
 namespace {
 

@@ -39,8 +39,8 @@ inline act throttled(std::chrono::nanoseconds come_back) {
 
 /// A predict that does what its plan says and writes down who called it when.
 ///
-/// The plan gets the sample and the number of the call for this sample, from 1. A value is sample * 100 + that number. One
-/// type for all tests of a file: every type of predict compiles the whole engine again.
+/// The plan gets the sample and the number of the call for this sample, from 1. A value is sample * 100 + that number.
+/// One type for all tests of a file: every type of predict compiles the whole engine again.
 class script {
  public:
   struct call {

@@ -74,7 +74,8 @@ task<std::vector<taken>> drain(simulation& sim, Stream& stream, std::size_t most
   while (all.size() < most) {
     auto item = co_await stream.next();
     if (!item) break;
-    all.push_back({item->index, item->result ? *item->result : -1, now(sim), item->result ? errc{} : item->result.error().code});
+    const auto& result = item->result;
+    all.push_back({item->index, result ? *result : -1, now(sim), result ? errc{} : result.error().code});
   }
   co_return all;
 }
@@ -121,7 +122,8 @@ TEST_CASE("predict_stream: results come as they complete, each with its number")
     co_return co_await drain(sim, stream);
   };
   const auto all = sim.run(run());
-  CHECK(all == std::vector<taken>{{1, 10, 100ms, errc{}}, {2, 20, 200ms, errc{}}, {3, 30, 300ms, errc{}}, {0, 0, 1000ms, errc{}}});
+  CHECK(all == std::vector<taken>{
+                   {1, 10, 100ms, errc{}}, {2, 20, 200ms, errc{}}, {3, 30, 300ms, errc{}}, {0, 0, 1000ms, errc{}}});
 }
 
 TEST_CASE("predict_stream: in input order a slow head holds results back, but nothing in flight") {

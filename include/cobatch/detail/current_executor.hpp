@@ -44,7 +44,8 @@ inline thread_local constinit const char* this_thread_loop = nullptr;
 /// Its worker's number plus one in a pool; 0: not asked for yet.
 inline thread_local constinit std::size_t this_thread_number_plus_one = 0;
 
-/// A small number, different for most threads that run at the same time: for choosing a place that others rarely choose.
+/// A small number, different for most threads that run at the same time: for choosing a place that others rarely
+/// choose.
 inline std::size_t this_thread_number() noexcept {
   static constinit std::atomic<std::size_t> next{0};  // any value will do: orders nothing
   if (this_thread_number_plus_one == 0) {

@@ -23,8 +23,8 @@ struct predict_traits {
   using argument = std::conditional_t<accepts<Reference> || !Owned, Reference, rvalue>;
 
   static_assert(accepts<argument>,
-                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token); samples that "
-                "it is to take away (move-only ones, by value) must be handed to the batch as an rvalue range");
+                "cobatch: predict must be callable as predict(sample) or predict(sample, std::stop_token); samples "
+                "that it is to take away (move-only ones, by value) must be handed to the batch as an rvalue range");
 
   static constexpr bool takes_token = std::is_invocable_v<Predict&, argument, std::stop_token>;
 
