@@ -243,19 +243,26 @@ std::chrono::nanoseconds batch_clock<Types>::next_event(std::chrono::nanoseconds
   return in_vain_again ? next : std::min(next, from_now);
 }
 
+/// Its timers may be gone before the batch is: then what slept has nobody else to end it than a lane that is made now.
 template <class Types>
 void batch_clock<Types>::timekeeper_ended() {
-  bool ended = false;
-  {
+  const auto has_ended = [&](bool gone) {
     const std::lock_guard lock(engine_.mutex_);
-    timekeeper_ = nullptr;
-    gone_ = true;
-    ended = engine_.ended_;
-  }
-  if (ended) {
+    if (gone) {
+      timekeeper_ = nullptr;
+      gone_ = true;
+    }
+    return engine_.ended_;
+  };
+  // Until gone_ is set the engine waits for us, and after that for this lane, if there is one.
+  lane* const another = has_ended(false) ? nullptr : engine_.new_lane();
+  const bool ended = has_ended(true);  // *this may be gone, unless it has ended or there is a lane
+  if (another) {
+    if (execute_on(engine_.ex_, another->handle())) return;
+    engine_.refused();
+    engine_.pump(*another);
+  } else if (ended) {
     engine_.finish();
-  } else {
-    engine_.wake();  // its timers are gone before the batch is: what slept has nobody else to end it
   }
 }
 
