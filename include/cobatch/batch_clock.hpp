@@ -125,7 +125,7 @@ void batch_clock<Types>::watch(lane& self) {
 /// Nobody finds the lane any more; what its attempt comes to goes to self.target.
 template <class Types>
 void batch_clock<Types>::unwatch(lane& self) {
-  if (engine_.needs_.latencies) self.ended = now_of(engine_.ex_);
+  engine_.note_end(self);
   if (engine_.options_.timeout == no_timeout && !engine_.needs_.hedges) return;
   bool delay_is_known = false;
   {
@@ -146,9 +146,7 @@ std::stop_source batch_clock<Types>::take_wake() {
   const std::lock_guard lock(engine_.mutex_);
   if (gone_ || engine_.ended_) return std::stop_source(std::nostopstate);
   dormant_ = looked_in_vain_ = false;
-  std::stop_source sleep = wake_;
-  guarded([&] { wake_ = std::stop_source(); }, [] {});
-  return sleep;
+  return take_source(wake_);
 }
 
 /// Does what is due. How long to sleep then; zero or less: the batch has ended.
@@ -156,7 +154,6 @@ template <class Types>
 std::chrono::nanoseconds batch_clock<Types>::expire() {
   const std::chrono::nanoseconds now = now_of(engine_.ex_);
   std::size_t wanted = 0;
-  typename batch_retries<Types>::queue dropped;
   std::unique_lock lock(engine_.mutex_);
   if (deadline_ <= now) {
     deadline_ = no_timeout;
@@ -184,19 +181,15 @@ std::chrono::nanoseconds batch_clock<Types>::expire() {
     lock.lock();
   }
   if (engine_.needs_.hedges) engine_.hedges_.start_due(lock, now);
-  if (engine_.halted()) {
-    if (!engine_.retries_.empty()) wanted = 1;  // whoever left last left the end to us
-    engine_.retries_.drop(dropped);
-  } else {
+  if (!engine_.halted()) {
     wanted = engine_.retries_.wake(now);
+  } else if (engine_.retries_.give_up(lock)) {
+    wanted = 1;  // whoever left last left the end to us
   }
   if (wanted != 0) {
     lock.unlock();
-    engine_.retries_.settle(dropped);
     for (lane* another = nullptr; wanted != 0 && (another = engine_.new_lane()) != nullptr; --wanted) {
-      if (execute_on(engine_.ex_, another->handle())) continue;
-      engine_.refused();
-      engine_.pump(*another);
+      engine_.launch(*another);
     }
     lock.lock();
   }
@@ -258,9 +251,7 @@ void batch_clock<Types>::timekeeper_ended() {
   lane* const another = has_ended(false) ? nullptr : engine_.new_lane();
   const bool ended = has_ended(true);  // *this may be gone, unless it has ended or there is a lane
   if (another) {
-    if (execute_on(engine_.ex_, another->handle())) return;
-    engine_.refused();
-    engine_.pump(*another);
+    engine_.launch(*another);
   } else if (ended) {
     engine_.finish();
   }

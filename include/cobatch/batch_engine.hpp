@@ -104,9 +104,7 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
     lane* const another = this->new_lane();
     if (!another) return;
     if (need) need->store(false);
-    if (execute_on(ex_, another->handle())) return;
-    refused();
-    this->pump(*another);
+    launch(*another);
   }
 
  private:
@@ -142,6 +140,12 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
     if constexpr (Types::can_pause) return source_.exhausted();
     return true;
   }
+  /// *this may be gone after it, unless another lane is alive.
+  void launch(lane& each) {
+    if (execute_on(ex_, each.handle())) return;
+    refused();
+    this->pump(each);
+  }
   void refused() noexcept { halting_.once(halt::executor); }
   bool complete(std::uint64_t live);
   void finish();
@@ -161,6 +165,9 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   void failed(lane& self);
   void unreadable(lane& self);
   errc reason(const lane& self) const noexcept;
+  void note_end(lane& self) noexcept {
+    if (needs_.latencies) self.ended = now_of(ex_);
+  }
   void sample_final(lane& self) noexcept;
 
   using core::mutex_, core::live_, core::stations_, core::station_count_, core::cap_;
@@ -225,10 +232,7 @@ void batch_engine<Types>::start(std::size_t pumps) {
     lane* const each = first;
     first = first->next_parked;
     each->next_parked = nullptr;
-    if (!execute_on(ex_, each->handle())) {
-      refused();
-      this->pump(*each);
-    }
+    launch(*each);
     // After the last one *this may be gone.
   }
 }
@@ -247,10 +251,7 @@ void batch_engine<Types>::resumed(lane& self) {
     case lane_stage::rate: gates_.came(self); break;
     case lane_stage::twin: self.stage = lane_stage::idle; break;
   }
-  if (waited && !runs_here(ex_)) {
-    if (execute_on(ex_, self.handle())) return;  // *this may be gone
-    refused();
-  }
+  if (waited && !runs_here(ex_)) return launch(self);
   this->pump(self);
 }
 
@@ -337,7 +338,7 @@ void batch_engine<Types>::part_with(lane& self, supply why) {
   if (self.pair) {
     // The second attempt of a sample that will not be made.
     hedges_.make_own(self, error(reason(self), {}, self.attempts));
-    if (needs_.latencies) self.ended = now_of(ex_);
+    note_end(self);
     self.has_sample = false;
     hedges_.end_pair(self);
   } else if (self.has_sample) {
@@ -345,7 +346,7 @@ void batch_engine<Types>::part_with(lane& self, supply why) {
     const errc unstarted = why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
     if (self.attempts == 0) settle(self.slot, error(unstarted, {}, 0));
     self.has_sample = false;
-    if (needs_.latencies) self.ended = now_of(ex_);
+    note_end(self);
     sample_final(self);
   }
   if (options_.observer) reporter_.add_finished(std::exchange(self.finished, 0));
@@ -356,19 +357,16 @@ void batch_engine<Types>::part_with(lane& self, supply why) {
 /// False: a sample sleeps and will come back, or a stream only pauses.
 template <class Types>
 bool batch_engine<Types>::complete(std::uint64_t live) {
-  std::stop_source wake{std::nostopstate};
-  typename batch_retries<Types>::queue dropped;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!halted() && (!retries_.empty() || !source_ended())) return false;
-    if (ended_ || live_.load() != live) return false;
-    ended_ = true;
-    wake = clock_.end();
-    retries_.drop(dropped);
-  }
-  retries_.settle(dropped);
+  std::unique_lock lock(mutex_);
+  while (halted() && retries_.give_up(lock)) {}
+  if (!retries_.empty() || (!halted() && !source_ended())) return false;
+  if (ended_ || live_.load() != live) return false;
+  // From here on the timekeeper may complete it at any time, unless it is gone.
+  ended_ = true;
+  std::stop_source wake = clock_.end();
+  lock.unlock();
   if (wake.stop_possible()) {
-    wake.request_stop();  // *this may be gone: the timekeeper completes it
+    wake.request_stop();
   } else {
     finish();
   }
@@ -383,16 +381,12 @@ void batch_engine<Types>::finish() {
 
 template <class Types>
 claim batch_engine<Types>::take_sample(station& here, lane& self) {
-  if constexpr (!source::indexed) {
-    if (needs_.retries && retries_.take(self)) return claim::taken;
-  }
+  const bool at_tail = !source::indexed || here.range.empty();
+  if (at_tail && needs_.retries && retries_.take(self)) return claim::taken;
   if constexpr (is_awaited<source>) {
     return claim::exhausted;  // read by gates_.pass_input()
   } else if constexpr (source::indexed) {
-    if (here.range.empty()) {
-      if (needs_.retries && retries_.take(self)) return claim::taken;
-      return claim::elsewhere;  // what was ready somebody else has taken: look again
-    }
+    if (at_tail) return claim::elsewhere;  // what was ready somebody else has taken: look again
     self.index = here.range.begin++;
     self.slot = sink_.made_slot(self.index);
   } else {
@@ -523,7 +517,7 @@ void batch_engine<Types>::failed(lane& self) {
 template <class Types>
 void batch_engine<Types>::unreadable(lane& self) {
   settle(self.slot, error(errc::input_failed, std::current_exception(), 0));
-  if (needs_.latencies) self.ended = now_of(ex_);
+  note_end(self);
   halting_.once(halt::input);
 }
 

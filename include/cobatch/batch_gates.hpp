@@ -215,16 +215,14 @@ std::stop_source batch_gates<Types>::expire_wait() {
   queue_deadline_ = no_timeout;
   queue_expired_ = true;
   // Taken under the same lock, for it is this wait that has expired and not the next one.
-  std::stop_source waits = end_waits_;
-  guarded([&] { end_waits_ = std::stop_source(); }, [] {});
-  return waits;
+  return take_source(end_waits_);
 }
 
 /// The sample comes to its end before its first attempt, or its next one.
 template <class Types>
 void batch_gates<Types>::refuse_sample(lane& self, error why) {
   settle(self.slot, std::move(why));
-  if (engine_.needs_.latencies) self.ended = now_of(engine_.ex_);
+  engine_.note_end(self);
   self.has_sample = false;
   self.step = admission_step::limit;
   self.weight_permit.release();
@@ -336,7 +334,7 @@ void batch_gates<Types>::no_input([[maybe_unused]] lane& self, [[maybe_unused]] 
     self.index = engine_.source_.count();
     engine_.sink_.place(self);
     settle(self.slot, error(errc::input_failed, std::move(thrown), 0));
-    if (engine_.needs_.latencies) self.ended = now_of(engine_.ex_);
+    engine_.note_end(self);
     engine_.halting_.once(halt::input);
     engine_.sample_final(self);
     self.came_back = verdict::stopped;
@@ -477,9 +475,7 @@ std::stop_source batch_gates<Types>::take_waits(bool also_with_sample) {
   if (!someone_waits_.load(std::memory_order_relaxed) || (waiter_has_sample_ && !also_with_sample)) {
     return std::stop_source(std::nostopstate);
   }
-  std::stop_source waits = end_waits_;
-  guarded([&] { end_waits_ = std::stop_source(); }, [] {});
-  return waits;
+  return take_source(end_waits_);
 }
 
 /// Every failure but a cancellation is a drop: whether the server was overloaded or broken, it should get fewer calls.

@@ -170,10 +170,7 @@ void batch_hedges<Types>::start_due(std::unique_lock<std::mutex>& lock, std::chr
     lane* const twin = engine_.new_lane();
     if (twin && !double_oldest(*twin)) wanted_.store(false, std::memory_order_relaxed);  // no permit: not this time
     // With a sample of its own now, or as just another lane.
-    if (twin && !execute_on(engine_.ex_, twin->handle())) {
-      engine_.refused();
-      engine_.pump(*twin);
-    }
+    if (twin) engine_.launch(*twin);
     lock.lock();
     if (!twin) return;
     if (!wanted()) {
@@ -208,7 +205,7 @@ bool batch_hedges<Types>::came_too_late(lane& twin) {
     if (!twin.pair->won) return false;
   }
   make_own(twin, error(errc::not_started, {}, 0));
-  if (engine_.needs_.latencies) twin.ended = now_of(engine_.ex_);
+  engine_.note_end(twin);
   twin.has_sample = false;
   twin.step = admission_step::limit;
   end_pair(twin);
@@ -270,10 +267,7 @@ bool batch_hedges<Types>::end_pair(lane& self) {
   delete std::exchange(self.pair, nullptr);
   self.sample = &self.cell;
   engine_.end_sample(self, owner ? owner->cell : self.cell);
-  if (owner && !execute_on(engine_.ex_, owner->handle())) {
-    engine_.refused();
-    engine_.pump(*owner);
-  }
+  if (owner) engine_.launch(*owner);
   return true;
 }
 

@@ -57,7 +57,10 @@ class batch_reporter {
   }
   std::size_t limit_now() const noexcept;
   std::size_t in_flight() const noexcept;
+  wait_event wait_of(const lane& self, lane_stage stage, std::chrono::nanoseconds at) const noexcept;
   attempt_event attempt_of(const lane& self) const noexcept;
+  sample_event sample_of(const result& outcome, std::size_t index, std::uint32_t attempts,
+                         std::chrono::nanoseconds at) const noexcept;
 
   engine& engine_;
   std::uint64_t number_ = 0;
@@ -114,8 +117,8 @@ void batch_reporter<Types>::ended() {
 }
 
 template <class Types>
-void batch_reporter<Types>::wait_started(lane& self, lane_stage stage) {
-  self.wait_began = now_of(engine_.ex_);
+wait_event batch_reporter<Types>::wait_of(const lane& self, lane_stage stage,
+                                          std::chrono::nanoseconds at) const noexcept {
   wait_event event;
   event.batch = number_;
   event.lane = &self;
@@ -123,20 +126,19 @@ void batch_reporter<Types>::wait_started(lane& self, lane_stage stage) {
   event.what = waits_for(stage);
   event.in_flight = in_flight();
   event.limit = limit_now();
-  event.at = self.wait_began;
-  tell(&batch_observer::wait_started, event);
+  event.at = at;
+  return event;
+}
+
+template <class Types>
+void batch_reporter<Types>::wait_started(lane& self, lane_stage stage) {
+  self.wait_began = now_of(engine_.ex_);
+  tell(&batch_observer::wait_started, wait_of(self, stage, self.wait_began));
 }
 
 template <class Types>
 void batch_reporter<Types>::wait_ended(lane& self, lane_stage stage) {
-  wait_event event;
-  event.batch = number_;
-  event.lane = &self;
-  if (self.has_sample) event.index = self.index;
-  event.what = waits_for(stage);
-  event.in_flight = in_flight();
-  event.limit = limit_now();
-  event.at = now_of(engine_.ex_);
+  wait_event event = wait_of(self, stage, now_of(engine_.ex_));
   event.waited = event.at - self.wait_began;
   self.waited_for[static_cast<std::size_t>(event.what)] += event.waited;
   tell(&batch_observer::wait_ended, event);
@@ -188,27 +190,28 @@ void batch_reporter<Types>::retried(const lane& self, std::chrono::nanoseconds d
 }
 
 template <class Types>
-void batch_reporter<Types>::finished(const result& outcome, std::size_t index, std::uint32_t attempts,
-                                     std::chrono::nanoseconds at) {
+sample_event batch_reporter<Types>::sample_of(const result& outcome, std::size_t index, std::uint32_t attempts,
+                                              std::chrono::nanoseconds at) const noexcept {
   sample_event event;
   event.batch = number_;
   event.index = index;
   event.attempts = attempts;
   event.failure = failure_in(outcome);
   event.at = at;
-  tell(&batch_observer::sample_finished, event);
+  return event;
+}
+
+template <class Types>
+void batch_reporter<Types>::finished(const result& outcome, std::size_t index, std::uint32_t attempts,
+                                     std::chrono::nanoseconds at) {
+  tell(&batch_observer::sample_finished, sample_of(outcome, index, attempts, at));
 }
 
 /// From outside the engine: the consumer of a stream takes a result, which it could have had since `ready`.
 template <class Types>
 void batch_reporter<Types>::taken(const result& outcome, std::size_t index, std::chrono::nanoseconds final,
                                   std::chrono::nanoseconds ready) {
-  sample_event event;
-  event.batch = number_;
-  event.index = index;
-  event.attempts = 0;
-  event.failure = failure_in(outcome);
-  event.at = now_of(engine_.ex_);
+  sample_event event = sample_of(outcome, index, 0, now_of(engine_.ex_));
   event.waited_for_turn = ready - final;
   event.waited_for_consumer = event.at - ready;
   tell(&batch_observer::sample_taken, event);

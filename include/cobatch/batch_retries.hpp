@@ -69,8 +69,6 @@ class batch_retries {
   };
 
  public:
-  using queue = retry_queue<retry_entry>;
-
   batch_retries(engine& owner, const batch_options& options) : engine_(owner) {
     if (options.retry.max_attempts > 1 && options.retry.jitter) seed_ = seed_or_random(options.retry.seed);
   }
@@ -92,14 +90,9 @@ class batch_retries {
     return woken;
   }
 
-  /// The batch is halted: what sleeps goes to `dropped`, its last error stands.
-  void drop(queue& dropped) noexcept {
-    dropped.swap(queue_);
-    ready_.store(0);
-  }
-
-  // -- without it --
-  void settle(const queue& dropped);
+  /// The batch is halted: what sleeps is not tried again, its last error stands. False: nothing sleeps. Unlocks
+  /// meanwhile; whoever calls it sees to it that the batch cannot end before it is done.
+  bool give_up(std::unique_lock<std::mutex>& lock);
 
  private:
   bool worth_retrying(const lane& self) const;
@@ -111,21 +104,29 @@ class batch_retries {
   // Entries in queue_ that may be taken. seq_cst: the timekeeper first counts and then looks for room for a lane, a
   // lane that goes first gives its room back and then looks here; one of them sees the other.
   std::atomic<std::size_t> ready_{0};
-  queue queue_;  // guarded by the engine's mutex
+  retry_queue<retry_entry> queue_;  // guarded by the engine's mutex
 };
 
 // ---- Implementation ----
 
-/// Samples that will not be tried again: their last error stands.
 template <class Types>
-void batch_retries<Types>::settle(const queue& dropped) {
-  dropped.each([&](const auto& each) {
-    if (engine_.options_.observer) {
-      engine_.reporter_.finished(*each.slot, each.index, each.attempts, now_of(engine_.ex_));
-      engine_.reporter_.add_finished(1);
-    }
-    engine_.sink_.settled(each.slot, each.index, each.room);
-  });
+bool batch_retries<Types>::give_up(std::unique_lock<std::mutex>& lock) {
+  if (queue_.empty()) return false;
+  {
+    retry_queue<retry_entry> dropped;
+    dropped.swap(queue_);
+    ready_.store(0);
+    lock.unlock();
+    dropped.each([&](const retry_entry& each) {
+      if (engine_.options_.observer) {
+        engine_.reporter_.finished(*each.slot, each.index, each.attempts, now_of(engine_.ex_));
+        engine_.reporter_.add_finished(1);
+      }
+      engine_.sink_.settled(each.slot, each.index, each.room);
+    });
+  }
+  lock.lock();
+  return true;
 }
 
 /// A sample whose time to be tried again has come.
@@ -154,7 +155,7 @@ bool batch_retries<Types>::take(lane& self) {
     };
     self.has_sample = guarded(move, without);
     if (self.has_sample) return true;
-    if (engine_.needs_.latencies) self.ended = now_of(engine_.ex_);
+    engine_.note_end(self);
     engine_.halting_.count_failure();  // its last error stands
     engine_.sample_final(self);
   }

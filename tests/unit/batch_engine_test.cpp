@@ -367,6 +367,50 @@ TEST_CASE("batch_engine: samples that queue for their retry when the batch is st
   }
 }
 
+TEST_CASE("batch_engine: the timekeeper does not end a batch while what slept for its retry is being settled") {
+  struct slow_reader : cobatch::batch_observer {
+    explicit slow_reader(std::atomic<bool>& lets_go) : free(lets_go) {}
+    void sample_finished(const cobatch::sample_event& event) override {
+      if (event.index != 0) return;
+      inside = true;
+      free = true;
+      free.notify_all();
+      std::this_thread::sleep_for(50ms);
+      inside = false;
+    }
+    void batch_ended(const cobatch::batch_summary&) override { ended_meanwhile = inside.load(); }
+    std::atomic<bool>& free;
+    std::atomic<bool> inside = false, ended_meanwhile = false;
+  };
+  cobatch::thread_pool pool(2);
+  std::atomic<bool> held = false, free = false;
+  slow_reader observer(free);
+  std::stop_source stop;
+  // The timekeeper has no thread before the observer lets this one go.
+  const auto hold = [&]() -> detached {
+    co_await pool.schedule();
+    held = true;
+    held.notify_all();
+    free.wait(false);
+  };
+  hold();
+  held.wait(false);
+  const std::vector<int> samples{0, 1};
+  const predict_type predict = [&](int x, std::stop_token) -> task<int> {
+    if (x == 0) throw std::runtime_error("again");
+    stop.request_stop();
+    co_return x;
+  };
+  const batch_options options{.max_concurrency = 1,
+                              .stop = stop,
+                              .retry = {.max_attempts = 2, .initial_backoff = 1h, .jitter = false},
+                              .observer = &observer};
+  const outcomes results = cobatch::sync_wait(batch_predict(pool, samples, predict, options));
+  CHECK(outline(results) == "exception 1");
+  CHECK(free);
+  CHECK_FALSE(observer.ended_meanwhile);
+}
+
 TEST_CASE("batch_engine: a batch whose samples are done does not wait for a permit that never comes") {
   // The last sample hands its handle over and lingers: it ends on the other thread, while this one still looks for
   // more. By then no permit is left.
