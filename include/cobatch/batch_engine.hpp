@@ -154,14 +154,17 @@ class batch_engine : public pump_core<batch_engine<Types>, batch_lane<Types>> {
   // -- one attempt --
   enum class begun : unsigned char { suspended, ready, settled };
   claim take_sample(station& here, lane& self);
-  begun begin(lane& self, std::size_t index);
+  template <bool Plain>
+  begun begin(lane& self, std::size_t index, start_mark& mark);
   void before_attempt(lane& self);
+  template <bool Plain>
   void collect(lane& self);
   bool conclude(lane& self);
   bool end_attempt(lane& self, bool suspended);
   void end_sample(lane& self, cell_type& cell);
-  template <class... Value>
+  template <bool Plain, class... Value>
   void store(lane& self, Value&&... outcome);
+  template <bool Plain>
   void failed(lane& self);
   void unreadable(lane& self);
   errc reason(const lane& self) const noexcept;
@@ -279,16 +282,13 @@ supply batch_engine<Types>::process(station& here, lane*& current, start_mark& m
   if (!needs_.counting) self.attempts = 1;
   self.has_sample = false;
   self.stage = lane_stage::attempt;
-  const begun state = begin(self, self.index);
-  if (state == begun::suspended) {
-    if (!mark.finished()) {  // self may be gone
-      current = nullptr;
-      return supply::ready;
-    }
-    mark.reopen(&self);
+  const begun state = begin<false>(self, self.index, mark);
+  if (state == begun::suspended && !mark.finished()) {  // self may be gone
+    current = nullptr;
+    return supply::ready;
   }
   self.stage = lane_stage::idle;
-  if (state != begun::settled) collect(self);
+  if (state != begun::settled) collect<false>(self);
   if (needs_.nothing) {
     sink_.settled(self.slot, self.index, self.room);
   } else if (!end_attempt(self, false)) {
@@ -410,14 +410,17 @@ claim batch_engine<Types>::take_sample(station& here, lane& self) {
   return claim::taken;
 }
 
-/// Calls predict for self.index. What it comes to goes to self.target.
+/// Calls predict for self.index. What it comes to goes to self.target. Plain, here and below: nothing is to be counted
+/// or watched.
 template <class Types>
-[[gnu::always_inline]] inline auto batch_engine<Types>::begin(lane& self, std::size_t index) -> begun {
+template <bool Plain>
+[[gnu::always_inline]] inline auto batch_engine<Types>::begin(lane& self, std::size_t index, start_mark& mark)
+    -> begun {
   bool readable = false;
   const auto call = [&]() -> typename traits::raw {
     auto&& sample = static_cast<typename traits::argument>(source_.get(*self.sample, index));
     readable = true;
-    if (needs_.counting) [[unlikely]] before_attempt(self);
+    if (!Plain && needs_.counting) before_attempt(self);
     if constexpr (traits::takes_token) {
       return std::invoke(predict_, static_cast<typename traits::argument>(sample), self.stop.get_token());
     } else {
@@ -426,19 +429,19 @@ template <class Types>
   };
   const auto attempted = [&]() -> begun {
     if constexpr (traits::is_awaitable) {
-      return self.work.start(call, self.handle()) ? begun::ready : begun::suspended;
+      return self.work.start(call, self.handle(), mark) ? begun::ready : begun::suspended;
     } else if constexpr (std::is_void_v<typename traits::raw>) {
       call();
-      store(self);
+      store<Plain>(self);
       return begun::settled;
     } else {
-      store(self, call());
+      store<Plain>(self, call());
       return begun::settled;
     }
   };
   return guarded(attempted, [&]() -> begun {
     if (readable) {
-      failed(self);
+      failed<Plain>(self);
     } else {
       unreadable(self);
     }
@@ -456,10 +459,11 @@ void batch_engine<Types>::before_attempt(lane& self) {
 
 /// Predict's awaitable is ready: writes what it comes to.
 template <class Types>
+template <bool Plain>
 [[gnu::always_inline]] inline void batch_engine<Types>::collect(lane& self) {
   if constexpr (traits::is_awaitable) {
-    const auto take = [&](auto&&... outcome) { store(self, std::forward<decltype(outcome)>(outcome)...); };
-    guarded([&] { self.work.resume(take); }, [&] { failed(self); });
+    const auto take = [&](auto&&... outcome) { store<Plain>(self, std::forward<decltype(outcome)>(outcome)...); };
+    guarded([&] { self.work.resume(take); }, [&] { failed<Plain>(self); });
   }
 }
 
@@ -473,11 +477,12 @@ supply batch_engine<Types>::process_plainly(station& here, lane*& current, start
   index_range range = here.range;  // nobody else touches it while the station is ours
   self.attempts = 1;
   self.stage = lane_stage::attempt;
+  bool hand_over = false;
   do {
     const std::size_t index = range.begin++;
     self.index = index;
     self.slot = self.target = sink_.made_slot(index);
-    const begun state = begin(self, index);
+    const begun state = begin<true>(self, index, mark);
     if (state == begun::suspended) {
       if (!mark.finished()) {  // self may be gone
         here.range = range;
@@ -486,12 +491,13 @@ supply batch_engine<Types>::process_plainly(station& here, lane*& current, start
       }
       mark.reopen(&self);
     }
-    if (state != begun::settled) collect(self);
+    if (state != begun::settled) collect<true>(self);
     sink_.settled(self.slot, index, self.room);
-  } while (!range.empty() && !here.marked() && !halted() && (needs_.nothing || !gates_.asked_for_permit()));
+    hand_over = !needs_.nothing && gates_.must_hand_over(self, false);
+  } while (!range.empty() && !here.marked() && !halted() && !hand_over);
   self.stage = lane_stage::idle;
   here.range = range;
-  if (!needs_.nothing) gates_.give_way(self, false);
+  if (hand_over) gates_.hand_over(self);
   return supply::ready;
 }
 
@@ -500,7 +506,7 @@ supply batch_engine<Types>::process_plainly(station& here, lane*& current, start
 template <class Types>
 bool batch_engine<Types>::conclude(lane& self) {
   self.stage = lane_stage::idle;
-  collect(self);
+  collect<false>(self);
   if (!needs_.nothing) return end_attempt(self, true);
   sink_.settled(self.slot, self.index, self.room);
   return true;
@@ -508,8 +514,9 @@ bool batch_engine<Types>::conclude(lane& self) {
 
 /// Inside the handler of what predict threw.
 template <class Types>
+template <bool Plain>
 void batch_engine<Types>::failed(lane& self) {
-  if (needs_.watching) clock_.unwatch(self);
+  if (!Plain && needs_.watching) clock_.unwatch(self);
   if (self.target) settle(self.target, error(reason(self), std::current_exception(), self.attempts));
 }
 
@@ -523,9 +530,9 @@ void batch_engine<Types>::unreadable(lane& self) {
 
 /// Writes what predict came to. Whatever throws here is the sample's exception.
 template <class Types>
-template <class... Value>
+template <bool Plain, class... Value>
 void batch_engine<Types>::store(lane& self, Value&&... outcome) {
-  if (needs_.watching) [[unlikely]] {
+  if (!Plain && needs_.watching) {
     clock_.unwatch(self);
     if (!self.target) return;
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -50,11 +49,18 @@ class batch_gates {
   }
 
   /// Before the first lane comes; only where there are gates at all.
-  void open() { end_waits_ = std::stop_source(); }
+  void open() {
+    end_waits_ = std::stop_source();
+    if constexpr (engine::source::indexed) {
+      quantum_ = std::clamp<std::size_t>(*engine_.source_.size_hint() / 64, 32, longest_quantum);
+    }
+  }
 
   supply prepare(station& here, lane& self, start_mark& mark);
-  bool asked_for_permit() const noexcept;
   void give_way(lane& self, bool suspended);
+  /// After a sample: whether the permit that is kept from sample to sample should go to somebody else.
+  bool must_hand_over(lane& self, bool suspended);
+  void hand_over(lane& self);
   void report_to_limit(lane& self);
   void leave(lane& self);
 
@@ -88,9 +94,10 @@ class batch_gates {
   std::stop_source expire_wait();
 
  private:
-  // A lane whose samples do not suspend keeps a permit that others wait for that much longer.
-  static constexpr std::uint32_t quantum = 32;
-  static constexpr std::chrono::nanoseconds quantum_time = std::chrono::microseconds(20);
+  // A lane whose samples do not suspend keeps a permit that others wait for that much longer: long enough that its cost
+  // is not the handing over, short enough that of two batches none is ahead by more than a few hundredths.
+  static constexpr std::size_t longest_quantum = 8192;
+  static constexpr std::chrono::nanoseconds quantum_time = std::chrono::microseconds(100);
 
   verdict pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark);
   verdict pass_rate(lane& self, start_mark& mark);
@@ -106,12 +113,13 @@ class batch_gates {
   void rate_came(lane& self);
   permit& permit_for(lane& self) noexcept;
   bool has_all_permits(const lane& self) const noexcept;
-  bool must_give_way(lane& self, bool suspended);
+  bool asked_for_permit() const noexcept;
   bool weigh(lane& self);
   void refuse_sample(lane& self, error why);
 
   engine& engine_;
   std::optional<async_semaphore> weights_;
+  std::size_t quantum_ = 1024;
   turnstile turnstile_;
   turnstile input_turnstile_;  // who waits for an input must not keep those from their permits who have a sample
   std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for give_way()
@@ -265,7 +273,7 @@ auto batch_gates<Types>::pass(lane& self, permit& into, async_semaphore& gate, s
     if (engine_.options_.observer) engine_.reporter_.wait_ended(self, lane_stage::permit);
     return verdict::stopped;
   }
-  if (!self.permit_wait.start([&] { return gate.acquire(weight, std::move(stop)); }, self.handle())) {
+  if (!self.permit_wait.start([&] { return gate.acquire(weight, std::move(stop)); }, self.handle(), mark)) {
     if (!mark.finished()) return verdict::waits;  // self may be gone
     mark.reopen(&self);
   }
@@ -282,7 +290,7 @@ auto batch_gates<Types>::pass_input([[maybe_unused]] lane& self, [[maybe_unused]
     self.stage = lane_stage::input;
     if (engine_.options_.observer) engine_.reporter_.wait_started(self, lane_stage::input);
     const auto next = [&] { return engine_.source_.next(); };
-    const auto begin_read = [&] { return self.input_wait.start(next, self.handle()); };
+    const auto begin_read = [&] { return self.input_wait.start(next, self.handle(), mark); };
     bool threw = false;
     const bool there = guarded(begin_read, [&] {
       threw = true;
@@ -353,7 +361,7 @@ auto batch_gates<Types>::pass_rate([[maybe_unused]] lane& self, [[maybe_unused]]
     }
     const auto acquire = [&] { return engine_.options_.rate->acquire(engine_.ex_, self.weight, std::move(stop)); };
     bool threw = false;
-    const auto begin = [&] { return self.rate_wait.start(acquire, self.handle()); };
+    const auto begin = [&] { return self.rate_wait.start(acquire, self.handle(), mark); };
     const bool there = guarded(begin, [&] { return threw = true; });
     if (threw) {
       end_wait(self);
@@ -509,10 +517,13 @@ void batch_gates<Types>::give_way(lane& self, bool suspended) {
   self.limit_permit.release();
   self.weight_permit.release();
   if (!self.shared_permit) return;
-  if (weighs || engine_.options_.limit || must_give_way(self, suspended)) {
-    self.shared_permit.release();
-    self.kept_on = 0;
-  }
+  if (weighs || engine_.options_.limit || must_hand_over(self, suspended)) hand_over(self);
+}
+
+template <class Types>
+void batch_gates<Types>::hand_over(lane& self) {
+  self.shared_permit.release();
+  self.kept_on = 0;
 }
 
 template <class Types>
@@ -524,14 +535,14 @@ inline bool batch_gates<Types>::asked_for_permit() const noexcept {
 
 /// To hand a permit over costs more than a short predict that does not suspend: such samples have a quantum.
 template <class Types>
-bool batch_gates<Types>::must_give_way(lane& self, bool suspended) {
-  if (!asked_for_permit()) {
+bool batch_gates<Types>::must_hand_over(lane& self, bool suspended) {
+  if (!asked_for_permit()) [[likely]] {
     self.kept_on = 0;
     return false;
   }
   const bool overdrawn = semaphore_access::core(*engine_.options_.semaphore).overdrawn();
-  if (suspended || overdrawn || ++self.kept_on == quantum) return true;
-  if (!std::has_single_bit(self.kept_on)) return false;  // the clock is not free
+  if (suspended || overdrawn || ++self.kept_on == quantum_) return true;
+  if ((self.kept_on & (self.kept_on - 1)) != 0) return false;  // the clock is not free
   const std::chrono::nanoseconds now = now_of(engine_.ex_);
   if (self.kept_on == 1) self.asked_at = now;
   return now - self.asked_at > quantum_time;

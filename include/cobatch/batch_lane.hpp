@@ -142,7 +142,7 @@ class batch_lane : public lane_base<batch_lane<Types>>,
   // Only for what the options ask for.
   std::size_t weight = 1;
   permit limit_permit, shared_permit, weight_permit;
-  std::uint32_t kept_on = 0;           // samples since others were first seen to wait for shared_permit,
+  std::size_t kept_on = 0;             // samples since others were first seen to wait for shared_permit,
   std::chrono::nanoseconds asked_at{};  // and when that was
   permit_wait_type permit_wait;
   [[no_unique_address]] typename names::rate_wait rate_wait;

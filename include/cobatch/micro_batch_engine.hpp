@@ -174,7 +174,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
         self.mark = &mark;
         const auto begin = [&] {
           const auto predict = [&]() -> raw { return (*predict_many_)(range(self)); };
-          return self.work.start(predict, self.handle()) ? came::to_an_end : came::to_a_wait;
+          return self.work.start(predict, self.handle(), mark) ? came::to_an_end : came::to_a_wait;
         };
         how = guarded(begin, [&] {
           thrown = std::current_exception();

@@ -18,6 +18,8 @@ namespace cobatch {
 namespace detail {
 template <class T>
 class task_promise;
+template <class Raw>
+class attempt;
 }
 
 /// A lazy coroutine: nothing runs until it is awaited, and the awaiting coroutine gets its result or its exception.
@@ -58,6 +60,13 @@ class [[nodiscard]] task {
 
  private:
   friend promise_type;
+  template <class Raw>
+  friend class detail::attempt;
+
+  /// await_suspend() for who has a mark of its own as the innermost one: a loop need not put on another for each task.
+  /// True: the task has ended.
+  bool start_under(std::coroutine_handle<> continuation, detail::start_mark& mark);
+
   explicit task(std::coroutine_handle<promise_type> frame) noexcept : frame_(frame) {}
 
   std::coroutine_handle<promise_type> frame_;
@@ -85,10 +94,10 @@ class task_promise_base : public pooled_frame {
   };
   final_awaiter final_suspend() const noexcept { return {}; }
 
-  /// Runs the coroutine from its start until it first suspends or ends; true: it has ended.
-  bool start(std::coroutine_handle<> self, std::coroutine_handle<> continuation) {
+  /// Runs the coroutine from its start until it first suspends or ends; true: it has ended. `mark` is the innermost one
+  /// of this thread, and open for this promise afterwards.
+  bool start(std::coroutine_handle<> self, std::coroutine_handle<> continuation, start_mark& mark) {
     continuation_ = continuation;
-    start_mark mark(this);
     mark_ = &mark;
     self.resume();
     // If it has not ended inside this call, *this may be gone: another thread may have finished it.
@@ -183,10 +192,18 @@ inline task<void> task_promise<void>::get_return_object() noexcept {
 
 template <class T>
 bool task<T>::await_suspend(std::coroutine_handle<> awaiting) {
+  detail::start_mark mark(nullptr);
+  return !start_under(awaiting, mark);
+}
+
+template <class T>
+[[gnu::always_inline]] inline bool task<T>::start_under(std::coroutine_handle<> continuation,
+                                                        detail::start_mark& mark) {
   if (!frame_ || frame_.done()) [[unlikely]] {
     detail::throw_or_fail<std::logic_error>("an empty or already awaited task was awaited: await a task once");
   }
-  return !frame_.promise().start(frame_, awaiting);
+  mark.reopen(&frame_.promise());
+  return frame_.promise().start(frame_, continuation, mark);
 }
 
 template <class T>

@@ -35,8 +35,9 @@ class attempt {
 
   /// Calls predict and begins to await what it returns. True: the result is there, call resume(). False: suspended;
   /// unless `handle` was resumed from inside this very call, *this may be gone. If anything throws, nothing is kept.
-  template <class Call>
-  bool start(Call&& call, std::coroutine_handle<> handle) {
+  /// `mark`, if there is one, is a start_mark, the innermost one of this thread; it may be open for another owner then.
+  template <class Call, class... Mark>
+  bool start(Call&& call, std::coroutine_handle<> handle, Mark&... mark) {
     if constexpr (by_reference) {
       auto&& referred = call();
       ::new (address(awaitable_)) awaitable_holder(std::addressof(referred));
@@ -54,7 +55,9 @@ class attempt {
 
     bool finished = true;
     std::coroutine_handle<> next;
-    if (auto& waits = the_awaiter(); !waits.await_ready()) {
+    if constexpr (requires { the_awaiter().start_under(handle, mark...); }) {
+      finished = the_awaiter().start_under(handle, mark...);
+    } else if (auto& waits = the_awaiter(); !waits.await_ready()) {
       using suspend_result = decltype(waits.await_suspend(handle));
       if constexpr (std::is_void_v<suspend_result>) {
         waits.await_suspend(handle);

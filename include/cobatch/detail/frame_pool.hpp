@@ -33,7 +33,7 @@ class frame_pool {
       list& free_list = cache_.lists[index];
       if (block* const first = free_list.first) {
         free_list.first = first->next;
-        --free_list.length;
+        ++free_list.room;
         return first;
       }
       return ::operator new((index + 1) * class_bytes);
@@ -42,16 +42,16 @@ class frame_pool {
     return ::operator new(size);
   }
 
-  static void deallocate(void* memory, std::size_t size) noexcept {
+  [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {
 #if COBATCH_RECYCLE_FRAMES
     if (const std::size_t index = class_of(size); index < class_count) {
       list& free_list = cache_.lists[index];
-      if (free_list.length < free_list.limit) {
+      if (free_list.room != 0) [[likely]] {
+        --free_list.room;
         free_list.first = ::new (memory) block{free_list.first};
-        ++free_list.length;
-        return;
+      } else {
+        deallocate_slowly(memory, index);
       }
-      deallocate_slowly(memory, index);
       return;
     }
 #endif
@@ -65,8 +65,7 @@ class frame_pool {
   };
   struct list {
     block* first;
-    std::size_t length;
-    std::size_t limit;  // 0 until the thread's janitor stands, and again once it has left
+    std::size_t room;  // for so many more; none until the thread's janitor stands, nor once it has left
   };
 
   static constexpr std::size_t class_bytes = 64;
@@ -77,31 +76,30 @@ class frame_pool {
 
   struct cache {
     list lists[class_count];
-    bool closed;
+    bool open;  // the janitor stands, or has stood
   };
 
   /// Gives the thread's lists back when the thread ends; frames freed still later go straight to the heap.
   struct janitor {
     janitor() noexcept {
-      for (std::size_t i = 0; i < class_count; ++i) cache_.lists[i].limit = bytes_per_class / ((i + 1) * class_bytes);
+      for (std::size_t i = 0; i < class_count; ++i) cache_.lists[i].room = bytes_per_class / ((i + 1) * class_bytes);
+      cache_.open = true;
     }
     janitor(const janitor&) = delete;
     janitor& operator=(const janitor&) = delete;
     ~janitor() {
-      cache_.closed = true;
       for (list& each : cache_.lists) {
-        each.limit = 0;
         while (block* const first = each.first) {
           each.first = first->next;
           ::operator delete(first);
         }
-        each.length = 0;
+        each.room = 0;
       }
     }
   };
 
   [[gnu::noinline]] static void deallocate_slowly(void* memory, std::size_t index) noexcept {
-    if (!cache_.closed && cache_.lists[index].limit == 0) {
+    if (!cache_.open) {
       static thread_local janitor stands_from_here_on;
       (void)stands_from_here_on;
       deallocate(memory, (index + 1) * class_bytes);

@@ -73,7 +73,8 @@ class lane_base : public pooled_frame, public list_link<alive_tag> {
     bool await_ready() const noexcept { return false; }
     void await_suspend(std::coroutine_handle<Lane> self) const noexcept {
       Lane& resumed = self.promise();
-      if (start_mark::finish(resumed.mark, &resumed)) return;  // nested in the pump's own call: it goes on there
+      // Nested in the pump's own call: it goes on there.
+      if (resumed.mark && start_mark::finish(resumed.mark, &resumed)) return;
       resumed.engine.resumed(resumed);
     }
     void await_resume() const noexcept {}
@@ -204,10 +205,8 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
     if (more == supply::ready) {
       if (!current) current = new_lane();
       if (current) {
-        if (current->mark != &mark) {
-          mark.reopen(current);
-          current->mark = &mark;
-        }
+        mark.reopen(current);
+        current->mark = &mark;
         more = engine().process(here, current, mark);
         if (more == supply::ready) {
           looked = false;

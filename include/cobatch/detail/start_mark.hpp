@@ -35,10 +35,11 @@ class start_mark {
     finished_ = false;
   }
 
-  /// True if `mark` is the innermost one of this thread and was put there for `owner`; it is then finished.
+  /// True if `mark`, which may dangle but not be null, is the innermost one of this thread and is there for `owner`; it
+  /// is then finished.
   static bool finish(start_mark* mark, const void* owner) noexcept {
     start_mark* const innermost = innermost_;
-    if (innermost != mark || innermost == nullptr || innermost->owner_ != owner) return false;
+    if (innermost != mark || innermost->owner_ != owner) return false;
     innermost->finished_ = true;
     return true;
   }
