@@ -13,6 +13,10 @@ namespace cobatch::detail {
 /// So a batch keeps at most one waiter in a shared semaphore, however large its own cap is. A pump that finds the
 /// turnstile taken first gives its lane back, if it has one, and then asks: whoever leaves afterwards can have that
 /// lane. enter() is acquire and leave() release: what one holder did is seen by the next.
+///
+/// Who asks first gives its lane back and then looks here, who leaves first looks here and then for room for a lane: all
+/// of it sequentially consistent, one of them sees the other. To ask again where somebody has asked is no more than a
+/// load, so that all who find it taken share the cache line.
 class turnstile {
  public:
   bool enter() noexcept {
@@ -24,13 +28,12 @@ class turnstile {
   bool is_taken() const noexcept { return state_.load(std::memory_order_relaxed) != open; }
 
   /// True: somebody asked in the meantime; start another pump.
-  bool leave() noexcept { return state_.exchange(open, std::memory_order_acq_rel) == wanted; }
+  bool leave() noexcept { return state_.exchange(open) == wanted; }
 
   /// True: the holder will see it. False: it is open.
   bool ask() noexcept {
-    std::uint8_t expected = taken;
-    return state_.compare_exchange_strong(expected, wanted, std::memory_order_acq_rel, std::memory_order_acquire) ||
-           expected == wanted;
+    std::uint8_t seen = state_.load();
+    return seen == wanted || (seen == taken && (state_.compare_exchange_strong(seen, wanted) || seen == wanted));
   }
 
  private:
