@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>

@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>

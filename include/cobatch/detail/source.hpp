@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/station.hpp>
 
@@ -110,7 +111,7 @@ class indexed_source {
   std::ranges::iterator_t<View> begin_;
   std::size_t size_;
 
-  std::mutex mutex_;  // guards next_ and returned_, and whatever grow() does
+  brief_mutex mutex_;  // guards next_ and returned_, and whatever grow() does
   std::size_t next_ = 0;
   std::vector<index_range> returned_;
 };
