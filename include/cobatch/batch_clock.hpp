@@ -93,10 +93,14 @@ template <class Types>
 void batch_clock<Types>::start() {
   if constexpr (names::has_timers) {
     if (engine_.options_.deadline != no_timeout) deadline_ = later(now_of(engine_.ex_), engine_.options_.deadline);
-    gone_ = false;
+    const auto set_gone = [&](bool gone) {
+      const std::lock_guard lock(engine_.mutex_);  // the user's stop may come on another thread
+      gone_ = gone;
+    };
+    set_gone(false);
     if (!execute_on(engine_.ex_, timekeeper_)) {
       abandon();
-      gone_ = true;
+      set_gone(true);
       engine_.refused();
     }
   }

@@ -298,10 +298,8 @@ auto batch_gates<Types>::pass_input([[maybe_unused]] lane& self, [[maybe_unused]
       no_input(self, std::current_exception());
       return true;
     });
-    if (!there) {
-      if (!mark.finished()) return verdict::waits;  // self may be gone
-      mark.reopen(&self);
-    }
+    if (!there && !mark.finished()) return verdict::waits;  // self may be gone
+    mark.reopen(&self);
     if (!threw) input_came(self);
     return std::exchange(self.came_back, verdict::waits);
   } else {

@@ -38,7 +38,9 @@ class batch_halting {
   /// No sample starts any more. Only while a lane of the caller's is alive.
   void once(halt why) noexcept {
     halt expected = halt::none;
-    if (why_.compare_exchange_strong(expected, why) && engine_.needs_.gates) engine_.gates_.end_waits(true);
+    if (!why_.compare_exchange_strong(expected, why)) return;
+    if (engine_.needs_.retries) engine_.clock_.wake();  // what sleeps will not be tried again
+    if (engine_.needs_.gates) engine_.gates_.end_waits(true);
   }
 
   /// The same, and what is in flight is asked to stop. Runs the stop callbacks of predicts.

@@ -82,8 +82,12 @@ class batch_lane : public lane_base<batch_lane<Types>>,
     return stage == lane_stage::permit || stage == lane_stage::rate || stage == lane_stage::input;
   }
 
+  /// Its attempt uses the sample of another lane, or that of a lane that waits for it.
+  bool is_twin() const noexcept { return sample != &cell; }
+
   /// Destroys a lane that is suspended for good.
   void abandon() noexcept {
+    if (pair && --pair->inside == 0) delete pair;
     if constexpr (names::traits::is_awaitable) {
       if (stage == lane_stage::attempt) work.abandon();
     }

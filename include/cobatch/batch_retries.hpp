@@ -137,9 +137,9 @@ bool batch_retries<Types>::take(lane& self) {
     {
       const std::lock_guard lock(engine_.mutex_);
       entry = queue_.pop_ready();
+      if (entry) ready_.fetch_sub(1);
     }
     if (!entry) return false;
-    ready_.fetch_sub(1);
     self.index = entry->index;
     self.slot = self.target = entry->slot;
     self.room = entry->room;

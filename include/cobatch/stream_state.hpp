@@ -129,7 +129,9 @@ class stream_state {
     box* consumer = waiting();
     self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
     if (!self->started_ || self->close()) return;
-    if (this_thread_loop == nullptr) {
+    // Blocks only where nobody up the stack, nor this executor, may be what the end has to wait for.
+    if (this_thread_loop == nullptr && !current_executor().refers_to(std::addressof(self->ex_)) &&
+        !delivery::is_on_stack(self.get())) {
       sync_wait(stream_close<stream_state>(*self));
       return;
     }
@@ -189,6 +191,27 @@ class stream_state {
     std::chrono::nanoseconds finished{};  // only with an observer
   };
 
+  /// A lane of ours, on this thread, that has handed an item over to the consumer: who may be running inside the call.
+  class delivery {
+   public:
+    explicit delivery(const stream_state* from) noexcept : from_(from), outer_(std::exchange(innermost_, this)) {}
+    delivery(const delivery&) = delete;
+    delivery& operator=(const delivery&) = delete;
+    ~delivery() { innermost_ = outer_; }
+
+    static bool is_on_stack(const stream_state* from) noexcept {
+      const delivery* each = innermost_;
+      while (each && each->from_ != from) each = each->outer_;
+      return each != nullptr;
+    }
+
+   private:
+    static inline thread_local constinit delivery* innermost_ = nullptr;
+
+    const stream_state* from_;
+    delivery* outer_;
+  };
+
   static bool later(const box* a, const box* b) noexcept { return a->index > b->index; }
 
   static void delete_all(box* first) noexcept {
@@ -230,6 +253,7 @@ class stream_state {
     }
     executor_type& ex = ex_;
     const std::coroutine_handle<> consumer = consumer_;
+    const delivery here(this);
     if (!execute_on(ex, consumer)) consumer.resume();  // *this may be gone
   }
 

@@ -7,6 +7,7 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <new>
@@ -136,6 +137,34 @@ class relay {
 
  private:
   plain_threads one_{1}, other_{1};
+};
+
+/// Its caller runs: an execute() that finds too much queued resumes the oldest one itself.
+struct helping_executor {
+  std::deque<std::coroutine_handle<>> queue{};
+  std::size_t most = 100;
+
+  std::size_t concurrency() const noexcept { return 2; }
+  void execute(std::coroutine_handle<> handle) {
+    queue.push_back(handle);
+    while (queue.size() > most) step();
+  }
+  bool step() {
+    if (queue.empty()) return false;
+    const std::coroutine_handle<> next = queue.front();
+    queue.pop_front();
+    const cobatch::detail::executor_scope scope(cobatch::detail::ref(*this));
+    next.resume();
+    return true;
+  }
+
+  struct turn {
+    helping_executor& ex;
+    bool ready;
+    bool await_ready() const noexcept { return ready; }
+    void await_suspend(std::coroutine_handle<> handle) const { ex.execute(handle); }
+    int await_resume() const noexcept { return 1; }
+  };
 };
 
 /// An error type that does not always succeed in being made.
@@ -575,6 +604,123 @@ TEST_CASE("batch_engine: two batches that do not suspend take turns at a shared 
   // But for those at the beginning, until both are there, and those at the end.
   CHECK(std::ranges::count(turns, 10'000 / 64) >= static_cast<std::ptrdiff_t>(turns.size()) - 5);
   CHECK(std::ranges::max(turns) <= 10'000 / 64 + 1);
+}
+
+TEST_CASE("batch_engine: after an input that was there at once, a lane waits for what else it needs") {
+  simulation sim;
+  const auto run = [&](const auto& predict, const batch_options& options) {
+    int left = 4;
+    asynchronous source{[&]() -> task<std::optional<int>> {
+      if (left == 0) co_return std::nullopt;
+      co_return left--;
+    }};
+    const auto body = [&]() -> task<int> {
+      auto stream = predict_stream(sim, source, predict, options);
+      int good = 0;
+      while (auto item = co_await stream.next()) good += item->result.has_value() && *item->result ? 1 : 0;
+      co_return good;
+    };
+    return sim.run(body());
+  };
+  const auto before = elapsed(sim);
+  CHECK(run([&](int) { return sim.schedule_after(20ms); }, {.max_concurrency = 1}) == 4);  // true: it has elapsed
+  CHECK(elapsed(sim) - before == 80ms);
+
+  cobatch::rate_limiter rate(50);
+  CHECK(run([](int) { return true; }, {.max_concurrency = 1, .rate = &rate}) == 4);
+
+  const auto slow = [&](int) -> task<bool> {
+    co_await sim.schedule_after(5ms);
+    co_return true;
+  };
+  CHECK(run(cobatch::weighted(slow, [](int) { return 2; }), {.max_concurrency = 2, .max_weight = 3}) == 4);
+}
+
+TEST_CASE("batch_engine: a lane that is resumed inside what its pump calls next is not forgotten") {
+  for (const bool as_task : {false, true}) {
+    helping_executor ex;
+    const std::vector<int> samples(64);
+    int calls = 0;
+    // The first call lets the second pump run, nested; it takes all other samples and asks the first one to share.
+    const auto is_first = [&] {
+      if (++calls != 1) return false;
+      ex.step();
+      ex.most = 1;
+      return true;
+    };
+    const auto awaitable = [&](int) { return helping_executor::turn{ex, !is_first()}; };
+    const auto coroutine = [&](int) -> task<int> {
+      const bool waits = is_first();
+      co_return co_await helping_executor::turn{ex, !waits};
+    };
+    std::size_t good = 0;
+    const auto wait = [&](auto& predict) -> started {
+      const auto results = co_await batch_predict(ex, samples, predict, {.max_concurrency = 8});
+      for (const auto& each : results) good += each.has_value() ? 1 : 0;
+    };
+    const started running = as_task ? wait(coroutine) : wait(awaitable);
+    while (ex.step()) {}
+    CHECK(running.done());
+    CHECK(calls == 64);
+    CHECK(good == 64);
+  }
+}
+
+TEST_CASE("batch_engine: in a batch that is given up, the second attempt of a sample ends before the sample") {
+  struct reader {
+    ~reader() { all_there = all_there && text == std::string(100, 'x'); }
+    const std::string& text;
+    bool& all_there;
+  };
+  simulation sim;
+  async_semaphore never(0);
+  bool all_there = true;
+  int calls = 0;
+  const auto samples = std::views::iota(0, 1) | std::views::transform([](int) { return std::string(100, 'x'); });
+  const auto predict = [&](const std::string& text) -> task<int> {
+    const reader reads{text, all_there};
+    ++calls;
+    const auto permit = co_await never.acquire();
+    co_return 1;
+  };
+  CHECK_THROWS_AS(sim.run(batch_predict(sim, samples, predict, {.hedge = {.delay = 1ms, .max_extra = 1}})),
+                  cobatch::deadlock_error);
+  CHECK(calls == 2);
+  CHECK(all_there);
+}
+
+TEST_CASE("batch_engine: a stop may come while the batch starts") {
+  struct stopped_by_the_clock {
+    cobatch::thread_pool& pool;
+    std::stop_source& stop;
+    std::atomic<int> looks = 0;
+    std::thread other{};
+
+    bool execute(std::coroutine_handle<> handle) { return pool.execute(handle); }
+    std::size_t concurrency() const noexcept { return 2; }
+    auto schedule_after(std::chrono::nanoseconds delay, std::stop_token token = {}) {
+      return pool.schedule_after(delay, std::move(token));
+    }
+    std::chrono::steady_clock::time_point now() {
+      if (looks.fetch_add(1, std::memory_order_relaxed) == 0) {
+        std::atomic<bool> asked = false;
+        other = std::thread([&] {
+          stop.request_stop();
+          asked.store(true, std::memory_order_relaxed);
+        });
+        while (!asked.load(std::memory_order_relaxed)) std::this_thread::yield();
+        other.detach();
+      }
+      return std::chrono::steady_clock::now();
+    }
+  };
+  cobatch::thread_pool pool(2);
+  std::stop_source stop;
+  stopped_by_the_clock ex{pool, stop};
+  const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
+  const batch_options options{.stop = stop, .deadline = 1h, .retry = {.max_attempts = 2}};
+  const outcomes results = cobatch::sync_wait(batch_predict(ex, zero_to(10), identity, options));
+  CHECK(count_of(results, errc::not_started) == 10);
 }
 
 // ---- What observers are told of it ----

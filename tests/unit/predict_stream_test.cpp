@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <functional>
+#include <future>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/callback.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
@@ -23,6 +25,8 @@
 #include <cobatch/thread_pool.hpp>
 
 #include "support/catch.hpp"
+#include "support/detached.hpp"
+#include "support/plain_threads.hpp"
 #include "support/started.hpp"
 
 using cobatch::batch_options;
@@ -469,4 +473,50 @@ TEST_CASE("predict_stream: destroyed inside another executor on a pool's only th
     co_return first && results[0] == 1;
   };
   CHECK(cobatch::sync_wait(body()));
+}
+
+TEST_CASE("predict_stream: a consumer that a lane resumes may destroy the stream inside that call") {
+  std::vector<cobatch::callback<int>> pending;
+  const auto predict = [&](int) { return cobatch::from_callback<int>([&](auto done) { pending.push_back(done); }); };
+  const std::vector<int> samples{0, 1, 2, 3};
+  cobatch::inline_executor ex;
+  bool ended = false;
+  const auto consume = [&]() -> detached {
+    {
+      auto stream = predict_stream(ex, samples, predict, {.max_concurrency = 1});
+      (void)co_await stream.next();
+    }
+    ended = true;
+  };
+  consume();
+  REQUIRE(pending.size() == 1);
+  std::exchange(pending, {})[0](7);
+  CHECK(ended);
+  CHECK(pending.empty());
+}
+
+TEST_CASE("predict_stream: destroyed on the only thread of a function_executor, it does not block that thread") {
+  plain_threads thread(1);
+  std::promise<void> ended;
+  cobatch::function_executor ex(
+      [&](auto work) {
+        const auto run = [&](auto job) -> detached {
+          co_await hop_to(thread);
+          job();
+        };
+        run(std::move(work));
+      },
+      1);
+  const std::vector<int> samples(100, 1);
+  const auto identity = [](int x) { return x; };
+  const auto consume = [&]() -> detached {
+    co_await schedule(ex);
+    {
+      auto stream = predict_stream(ex, samples, identity, {.max_concurrency = 2});
+      (void)co_await stream.next();
+    }
+    ended.set_value();
+  };
+  consume();
+  CHECK(ended.get_future().wait_for(10s) == std::future_status::ready);
 }

@@ -108,18 +108,21 @@ class pump_core {
   /// First of all in Engine's destructor: only where the whole batch is abandoned, its executor being deserted, are
   /// there lanes left. Those that queue for something go before those that may have it and give it back.
   void abandon_lanes() noexcept {
-    intrusive_list<alive_tag> others;
+    intrusive_list<alive_tag> twins, others;  // twins before those whose samples they use
     while (auto* const left = lanes_.first()) {
+      Lane& each = *static_cast<Lane*>(left);
       lanes_.erase(*left);
-      if (static_cast<Lane*>(left)->queues()) {
-        static_cast<Lane*>(left)->abandon();
+      if (each.queues()) {
+        each.abandon();
       } else {
-        others.push_back(*left);
+        (each.is_twin() ? twins : others).push_back(*left);
       }
     }
-    while (auto* const left = others.first()) {
-      others.erase(*left);
-      static_cast<Lane*>(left)->abandon();
+    for (auto* const list : {&twins, &others}) {
+      while (auto* const left = list->first()) {
+        list->erase(*left);
+        static_cast<Lane*>(left)->abandon();
+      }
     }
   }
 
@@ -208,6 +211,7 @@ void pump_core<Engine, Lane>::run(station& here, Lane* current) {
         mark.reopen(current);
         current->mark = &mark;
         more = engine().process(here, current, mark);
+        if (!current) mark.reopen(nullptr);  // lost, and may be resumed inside whatever is called next
         if (more == supply::ready) {
           looked = false;
           continue;
