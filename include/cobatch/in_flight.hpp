@@ -45,14 +45,14 @@ class in_flight_recorder : public batch_observer {
   /// The same for an executor with a clock of its own: `now` is its time since its epoch.
   void dump_at(std::ostream& os, std::chrono::nanoseconds now, std::size_t most = 50) const;
 
-  void batch_started(const batch_info& event) override;
-  void wait_started(const wait_event& event) override;
+  inline void batch_started(const batch_info& event) override;
+  inline void wait_started(const wait_event& event) override;
   void wait_ended(const wait_event& event) override { erase(event.lane); }
-  void attempt_started(const attempt_event& event) override;
+  inline void attempt_started(const attempt_event& event) override;
   void attempt_ended(const attempt_event& event) override { erase(event.lane); }
-  void sample_retried(const retry_event& event) override;
-  void sample_finished(const sample_event& event) override;
-  void batch_ended(const batch_summary& event) override;
+  inline void sample_retried(const retry_event& event) override;
+  inline void sample_finished(const sample_event& event) override;
+  inline void batch_ended(const batch_summary& event) override;
 
  private:
   enum class doing : std::uint8_t { runs, waits_for_input, waits_for_permits, waits_for_rate, sleeps };

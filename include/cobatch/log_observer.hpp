@@ -71,15 +71,15 @@ class log_observer : public batch_observer {
         interval_(options.per_second > 0 ? 1e9 / options.per_second : 1e18),
         slack_(interval_ * std::max(0.0, options.burst - 1)) {}
 
-  void batch_started(const batch_info& event) override;
+  inline void batch_started(const batch_info& event) override;
   void wait_started(const wait_event& event) override { waits("wait_started", event); }
   void wait_ended(const wait_event& event) override { waits("wait_ended", event); }
-  void attempt_started(const attempt_event& event) override;
-  void attempt_ended(const attempt_event& event) override;
-  void sample_retried(const retry_event& event) override;
-  void sample_finished(const sample_event& event) override;
-  void sample_taken(const sample_event& event) override;
-  void batch_ended(const batch_summary& event) override;
+  inline void attempt_started(const attempt_event& event) override;
+  inline void attempt_ended(const attempt_event& event) override;
+  inline void sample_retried(const retry_event& event) override;
+  inline void sample_finished(const sample_event& event) override;
+  inline void sample_taken(const sample_event& event) override;
+  inline void batch_ended(const batch_summary& event) override;
 
  private:
   // Room for all fields of any event, on the stack.

@@ -54,13 +54,13 @@ class batch_metrics : public batch_observer {
   bottleneck slowed_by() const { return snapshot().slowed_by(); }
   std::string advice() const { return snapshot().advice(); }
 
-  void batch_started(const batch_info& event) override;
-  void attempt_started(const attempt_event&) override;
-  void attempt_ended(const attempt_event& event) override;
-  void sample_retried(const retry_event& event) override;
-  void sample_finished(const sample_event& event) override;
-  void sample_taken(const sample_event& event) override;
-  void batch_ended(const batch_summary& event) override;
+  inline void batch_started(const batch_info& event) override;
+  inline void attempt_started(const attempt_event&) override;
+  inline void attempt_ended(const attempt_event& event) override;
+  inline void sample_retried(const retry_event& event) override;
+  inline void sample_finished(const sample_event& event) override;
+  inline void sample_taken(const sample_event& event) override;
+  inline void batch_ended(const batch_summary& event) override;
 
  private:
   static constexpr std::size_t outcome_count = std::tuple_size_v<decltype(metrics_snapshot::outcomes)>;

@@ -113,6 +113,9 @@ struct batch_summary {
 /// of one sample one after another, except where it is hedged.
 /// Errors: an exception from a hook is swallowed and counted, see batch_summary::hook_failures; the batch is not
 /// harmed.
+///
+/// In a header, declare hooks that are defined further down `inline` inside the class: else every file that includes it
+/// has the whole class compiled, used or not.
 class batch_observer {
  public:
   batch_observer() = default;

@@ -80,9 +80,9 @@ class progress_bar : public batch_observer {
   /// Draws now, unless another thread does.
   void draw();
 
-  void batch_started(const batch_info& event) override;
-  void sample_finished(const sample_event& event) override;
-  void batch_ended(const batch_summary&) override;
+  inline void batch_started(const batch_info& event) override;
+  inline void sample_finished(const sample_event& event) override;
+  inline void batch_ended(const batch_summary&) override;
 
  private:
   static progress_options resolve(progress_options options, const std::ostream& os);

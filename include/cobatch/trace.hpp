@@ -49,9 +49,9 @@ class trace_recorder : public batch_observer {
   std::size_t recorded() const noexcept { return std::min(seen(), max_attempts_); }
   std::size_t dropped() const noexcept { return seen() - recorded(); }
 
-  void batch_started(const batch_info& event) override;
-  void attempt_ended(const attempt_event& event) override;
-  void batch_ended(const batch_summary& event) override;
+  inline void batch_started(const batch_info& event) override;
+  inline void attempt_ended(const attempt_event& event) override;
+  inline void batch_ended(const batch_summary& event) override;
 
  private:
   static constexpr std::size_t shard_count = 16;
