@@ -694,6 +694,7 @@ TEST_CASE("batch_engine: a stop may come while the batch starts") {
     cobatch::thread_pool& pool;
     std::stop_source& stop;
     std::atomic<int> looks = 0;
+    std::atomic<bool> asked = false;  // relaxed: nothing but the lock orders the two threads
     std::thread other{};
 
     bool execute(std::coroutine_handle<> handle) { return pool.execute(handle); }
@@ -703,13 +704,11 @@ TEST_CASE("batch_engine: a stop may come while the batch starts") {
     }
     std::chrono::steady_clock::time_point now() {
       if (looks.fetch_add(1, std::memory_order_relaxed) == 0) {
-        std::atomic<bool> asked = false;
-        other = std::thread([&] {
+        other = std::thread([this] {
           stop.request_stop();
           asked.store(true, std::memory_order_relaxed);
         });
         while (!asked.load(std::memory_order_relaxed)) std::this_thread::yield();
-        other.detach();
       }
       return std::chrono::steady_clock::now();
     }
@@ -720,6 +719,7 @@ TEST_CASE("batch_engine: a stop may come while the batch starts") {
   const predict_type identity = [](int x, std::stop_token) -> task<int> { co_return x; };
   const batch_options options{.stop = stop, .deadline = 1h, .retry = {.max_attempts = 2}};
   const outcomes results = cobatch::sync_wait(batch_predict(ex, zero_to(10), identity, options));
+  ex.other.join();
   CHECK(count_of(results, errc::not_started) == 10);
 }
 

@@ -14,9 +14,9 @@ namespace cobatch::detail {
 /// turnstile taken first gives its lane back, if it has one, and then asks: whoever leaves afterwards can have that
 /// lane. enter() is acquire and leave() release: what one holder did is seen by the next.
 ///
-/// Who asks first gives its lane back and then looks here, who leaves first looks here and then for room for a lane: all
-/// of it sequentially consistent, one of them sees the other. To ask again where somebody has asked is no more than a
-/// load, so that all who find it taken share the cache line.
+/// Who asks first gives its lane back and then looks here; who leaves first looks here and then for room for a lane. All
+/// of it is sequentially consistent, so one of them sees the other. To ask again where somebody has asked is no more
+/// than a load: all who find it taken share the cache line.
 class turnstile {
  public:
   bool enter() noexcept {
