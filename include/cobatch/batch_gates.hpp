@@ -51,6 +51,10 @@ class batch_gates {
   /// Before the first lane comes; only where there are gates at all.
   void open() {
     end_waits_ = std::stop_source();
+    if (engine_.options_.semaphore) {
+      const std::size_t permits = std::clamp<std::size_t>(engine_.options_.semaphore->limit(), 4, 40);
+      quantum_time_ = static_cast<int>(permits) * hand_over_every;
+    }
     if constexpr (engine::source::indexed) {
       quantum_ = std::clamp<std::size_t>(*engine_.source_.size_hint() / 64, 32, longest_quantum);
     }
@@ -97,7 +101,7 @@ class batch_gates {
   // A lane whose samples do not suspend keeps a permit that others wait for that much longer: long enough that its cost
   // is not the handing over, short enough that of two batches none is ahead by more than a few hundredths.
   static constexpr std::size_t longest_quantum = 8192;
-  static constexpr std::chrono::nanoseconds quantum_time = std::chrono::microseconds(100);
+  static constexpr std::chrono::nanoseconds hand_over_every = std::chrono::microseconds(25);  // of all permits
 
   verdict pass(lane& self, permit& into, async_semaphore& gate, std::size_t weight, start_mark& mark);
   verdict pass_rate(lane& self, start_mark& mark);
@@ -120,6 +124,7 @@ class batch_gates {
   engine& engine_;
   std::optional<async_semaphore> weights_;
   std::size_t quantum_ = 1024;
+  std::chrono::nanoseconds quantum_time_{};
   turnstile turnstile_;
   turnstile input_turnstile_;  // who waits for an input must not keep those from their permits who have a sample
   std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for give_way()
@@ -416,6 +421,7 @@ void batch_gates<Types>::permit_came(lane& self) {
   self.permit_wait.resume([&](auto outcome) {
     if (outcome) {
       permit_for(self) = std::move(*outcome);
+      if (&permit_for(self) == &self.shared_permit) self.kept_since = now_of(engine_.ex_);
       self.came_back = verdict::passed;
       self.queue_expired = false;  // at the same moment
     } else {
@@ -522,6 +528,7 @@ template <class Types>
 void batch_gates<Types>::hand_over(lane& self) {
   self.shared_permit.release();
   self.kept_on = 0;
+  self.kept_since = no_timeout;
 }
 
 template <class Types>
@@ -531,19 +538,24 @@ inline bool batch_gates<Types>::asked_for_permit() const noexcept {
   return shared.waiting() > ours || semaphore_access::core(shared).overdrawn();
 }
 
-/// To hand a permit over costs more than a short predict that does not suspend: such samples have a quantum.
+/// To hand a permit over costs more than a short predict: such samples have a quantum. It begins when the lane has waited
+/// for its permit; else when others are first seen to wait, and then only samples that do not suspend have it, as nobody
+/// knows for how long the others have kept the permit already.
 template <class Types>
 bool batch_gates<Types>::must_hand_over(lane& self, bool suspended) {
   if (!asked_for_permit()) [[likely]] {
     self.kept_on = 0;
     return false;
   }
-  const bool overdrawn = semaphore_access::core(*engine_.options_.semaphore).overdrawn();
-  if (suspended || overdrawn || ++self.kept_on == quantum_) return true;
-  if ((self.kept_on & (self.kept_on - 1)) != 0) return false;  // the clock is not free
+  if (semaphore_access::core(*engine_.options_.semaphore).overdrawn()) return true;
+  if (suspended && self.kept_since == no_timeout) return true;
+  if (++self.kept_on == quantum_) return true;
+  // The clock is not free.
+  const bool looks = (self.kept_on & (self.kept_on - 1)) == 0 || (suspended && self.kept_on % 4 == 0);
+  if (!looks) return false;
   const std::chrono::nanoseconds now = now_of(engine_.ex_);
-  if (self.kept_on == 1) self.asked_at = now;
-  return now - self.asked_at > quantum_time;
+  if (self.kept_since == no_timeout) self.kept_since = now;
+  return now - self.kept_since > quantum_time_;
 }
 
 }  // namespace cobatch::detail

@@ -146,8 +146,8 @@ class batch_lane : public lane_base<batch_lane<Types>>,
   // Only for what the options ask for.
   std::size_t weight = 1;
   permit limit_permit, shared_permit, weight_permit;
-  std::size_t kept_on = 0;             // samples since others were first seen to wait for shared_permit,
-  std::chrono::nanoseconds asked_at{};  // and when that was
+  std::size_t kept_on = 0;              // samples for which shared_permit was kept though others wait for it,
+  std::chrono::nanoseconds kept_since = no_timeout;  // and since when; no_timeout: the first of them will tell
   permit_wait_type permit_wait;
   [[no_unique_address]] typename names::rate_wait rate_wait;
   [[no_unique_address]] typename names::input_wait input_wait;

@@ -583,7 +583,9 @@ TEST_CASE("batch_engine: an awaited input is read on once a permit is free, howe
   CHECK(story == "1@11 2@12 3@13 4@14 5@15 0@3600 ");
 }
 
-TEST_CASE("batch_engine: two batches that do not suspend take turns at a shared semaphore, to the end") {
+TEST_CASE("batch_engine: two batches of samples that take no time take turns at a shared semaphore, to the end") {
+  const bool suspends = GENERATE(false, true);
+  INFO("suspends: " << suspends);
   simulation sim;
   async_semaphore semaphore(1);
   const std::vector<int> samples = zero_to(10'000);
@@ -592,6 +594,7 @@ TEST_CASE("batch_engine: two batches that do not suspend take turns at a shared 
   const auto batch = [&](int name) -> task<int> {
     const predict_type predict = [&, name](int x, std::stop_token) -> task<int> {
       if (name == 0 && x == 0) co_await sim.schedule_after(1s);  // the other one is there from now on
+      if (suspends) co_await sim.schedule();
       if (std::exchange(last, name) != name) turns.push_back(0);
       ++turns.back();
       co_return x;
@@ -600,8 +603,8 @@ TEST_CASE("batch_engine: two batches that do not suspend take turns at a shared 
     co_return 0;
   };
   run_all(sim, {[&] { return batch(0); }, [&] { return batch(1); }});
-  REQUIRE(turns.size() > 60);
   // But for those at the beginning, until both are there, and those at the end.
+  REQUIRE(turns.size() > 60);
   CHECK(std::ranges::count(turns, 10'000 / 64) >= static_cast<std::ptrdiff_t>(turns.size()) - 5);
   CHECK(std::ranges::max(turns) <= 10'000 / 64 + 1);
 }
