@@ -98,8 +98,8 @@ class batch_gates {
   std::stop_source expire_wait();
 
  private:
-  // A lane whose samples do not suspend keeps a permit that others wait for that much longer: long enough that its cost
-  // is not the handing over, short enough that of two batches none is ahead by more than a few hundredths.
+  // For so long a lane keeps a permit that others wait for: long enough that its cost is not the handing over, short
+  // enough that of two batches none is ahead by more than a few hundredths.
   static constexpr std::size_t longest_quantum = 8192;
   static constexpr std::chrono::nanoseconds hand_over_every = std::chrono::microseconds(25);  // of all permits
 
@@ -538,9 +538,9 @@ inline bool batch_gates<Types>::asked_for_permit() const noexcept {
   return shared.waiting() > ours || semaphore_access::core(shared).overdrawn();
 }
 
-/// To hand a permit over costs more than a short predict: such samples have a quantum. It begins when the lane has waited
-/// for its permit; else when others are first seen to wait, and then only samples that do not suspend have it, as nobody
-/// knows for how long the others have kept the permit already.
+/// To hand a permit over costs more than a short predict: such samples have a quantum. It begins when the lane has
+/// waited for its permit; else when others are first seen to wait, and then only for samples that do not suspend, as
+/// nobody knows for how long the others have had the permit already.
 template <class Types>
 bool batch_gates<Types>::must_hand_over(lane& self, bool suspended) {
   if (!asked_for_permit()) [[likely]] {
