@@ -39,7 +39,7 @@ class [[nodiscard]] result_stream {
   result_stream& operator=(result_stream&&) = delete;
   /// Stops what is in flight. On a thread of no executor it waits for its end; on an executor's thread, which must not
   /// be blocked, what is in flight ends by itself: await close() first, if predict refers to something that ends
-  /// earlier.
+  /// earlier. An executor of your own tells by running_in_this_thread() that it is one.
   ~result_stream() {
     if (state_) State::abandon(std::move(state_));
   }

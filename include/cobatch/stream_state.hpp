@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -129,9 +130,9 @@ class stream_state {
     box* consumer = waiting();
     self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
     if (!self->started_ || self->close()) return;
-    // Blocks only where nobody up the stack, nor this executor, may be what the end has to wait for.
-    if (this_thread_loop == nullptr && !current_executor().refers_to(std::addressof(self->ex_)) &&
-        !delivery::is_on_stack(self.get())) {
+    // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for.
+    const bool on_our_executor = !std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_);
+    if (this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get())) {
       sync_wait(stream_close<stream_state>(*self));
       return;
     }
