@@ -127,7 +127,7 @@ class batch_gates {
   std::chrono::nanoseconds quantum_time_{};
   turnstile turnstile_;
   turnstile input_turnstile_;  // who waits for an input must not keep those from their permits who have a sample
-  std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for give_way()
+  std::atomic<bool> someone_waits_{false};  // a lane of ours waits in a semaphore: a hint for asked_for_permit()
 
   // Guarded by the engine's mutex.
   std::stop_source end_waits_{std::nostopstate};
@@ -538,9 +538,9 @@ inline bool batch_gates<Types>::asked_for_permit() const noexcept {
   return shared.waiting() > ours || semaphore_access::core(shared).overdrawn();
 }
 
-/// To hand a permit over costs more than a short predict: such samples have a quantum. It begins when the lane has
-/// waited for its permit; else when others are first seen to wait, and then only for samples that do not suspend, as
-/// nobody knows for how long the others have had the permit already.
+/// To hand a permit over costs more than a short predict: such samples have a quantum. It begins when the lane gets a
+/// permit that it has waited for; with any other permit, when after a sample that did not suspend others are first seen
+/// to wait. (For how long one that did suspend has had its permit, nobody knows.)
 template <class Types>
 bool batch_gates<Types>::must_hand_over(lane& self, bool suspended) {
   if (!asked_for_permit()) [[likely]] {
@@ -548,11 +548,12 @@ bool batch_gates<Types>::must_hand_over(lane& self, bool suspended) {
     return false;
   }
   if (semaphore_access::core(*engine_.options_.semaphore).overdrawn()) return true;
-  if (suspended && self.kept_since == no_timeout) return true;
+  // Off its executor the lane has to queue there, and the permit must not queue with it.
+  if (suspended && (self.kept_since == no_timeout || !runs_here(engine_.ex_))) return true;
   if (++self.kept_on == quantum_) return true;
-  // The clock is not free.
-  const bool looks = (self.kept_on & (self.kept_on - 1)) == 0 || (suspended && self.kept_on % 4 == 0);
-  if (!looks) return false;
+  // The clock is not free: so many samples may pass between two looks at it.
+  const std::size_t blind = suspended ? (self.kept_on <= 32 ? 1 : 4) : (self.kept_on <= 32 ? 4 : 32);
+  if (self.kept_on % blind != 0 && self.kept_on != 1) return false;
   const std::chrono::nanoseconds now = now_of(engine_.ex_);
   if (self.kept_since == no_timeout) self.kept_since = now;
   return now - self.kept_since > quantum_time_;

@@ -147,7 +147,7 @@ class batch_lane : public lane_base<batch_lane<Types>>,
   std::size_t weight = 1;
   permit limit_permit, shared_permit, weight_permit;
   std::size_t kept_on = 0;              // samples for which shared_permit was kept though others wait for it,
-  std::chrono::nanoseconds kept_since = no_timeout;  // and since when; no_timeout: the first of them will tell
+  std::chrono::nanoseconds kept_since = no_timeout;  // and since when; see must_hand_over()
   permit_wait_type permit_wait;
   [[no_unique_address]] typename names::rate_wait rate_wait;
   [[no_unique_address]] typename names::input_wait input_wait;

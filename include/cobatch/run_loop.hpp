@@ -126,7 +126,6 @@ class run_loop::running final : public detail::driver_end {
 
   bool ended_here = false;       // used by the running thread only
   bool ended_elsewhere = false;  // guarded by mutex_
-  detail::punctual_waits punctual;  // of the running thread
 
  private:
   run_loop* self_;
@@ -261,8 +260,10 @@ inline void run_loop::wait(std::unique_lock<std::mutex>& lock, running& loop) {
     if (deadline <= now) return;
     const timer_queue::nanoseconds early = deadline - detail::spin_before(deadline, now);
     attention_.store(false, std::memory_order_relaxed);
-    loop.punctual.begin();
-    if (changed_.wait_until(lock, detail::steady_time(early)) == std::cv_status::no_timeout) continue;
+    {
+      const detail::punctual_waits punctual;
+      if (changed_.wait_until(lock, detail::steady_time(early)) == std::cv_status::no_timeout) continue;
+    }
     lock.unlock();
     while (detail::steady_now() < deadline && !attention_.load(std::memory_order_relaxed)) detail::spin_pause();
     lock.lock();

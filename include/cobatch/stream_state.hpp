@@ -131,7 +131,8 @@ class stream_state {
     self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
     if (!self->started_ || self->close()) return;
     // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for.
-    const bool on_our_executor = !std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_);
+    const bool on_our_executor = current_executor().refers_to(std::addressof(self->ex_)) ||
+                                 (!std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_));
     if (this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get())) {
       sync_wait(stream_close<stream_state>(*self));
       return;
@@ -254,7 +255,7 @@ class stream_state {
     }
     executor_type& ex = ex_;
     const std::coroutine_handle<> consumer = consumer_;
-    const delivery here(this);
+    const delivery here(over_ ? nullptr : this);  // after the end nobody has to wait for anything of ours
     if (!execute_on(ex, consumer)) consumer.resume();  // *this may be gone
   }
 

@@ -95,7 +95,7 @@ class task_promise_base : public pooled_frame {
   final_awaiter final_suspend() const noexcept { return {}; }
 
   /// Runs the coroutine from its start until it first suspends or ends; true: it has ended. `mark` is the innermost one
-  /// of this thread, and open for this promise afterwards.
+  /// of this thread, and already open for this promise.
   bool start(std::coroutine_handle<> self, std::coroutine_handle<> continuation, start_mark& mark) {
     continuation_ = continuation;
     mark_ = &mark;

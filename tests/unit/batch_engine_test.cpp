@@ -726,6 +726,142 @@ TEST_CASE("batch_engine: a stop may come while the batch starts") {
   CHECK(count_of(results, errc::not_started) == 10);
 }
 
+TEST_CASE("batch_engine: a permit that others wait for does not queue for an executor with its lane") {
+  struct polled {
+    std::deque<std::coroutine_handle<>> queue{};
+    bool inside = false;
+
+    std::size_t concurrency() const noexcept { return 1; }
+    bool running_in_this_thread() const noexcept { return inside; }
+    void execute(std::coroutine_handle<> handle) { queue.push_back(handle); }
+    void poll() {
+      while (!queue.empty()) {
+        const std::coroutine_handle<> next = queue.front();
+        queue.pop_front();
+        inside = true;
+        next.resume();
+        inside = false;
+      }
+    }
+  };
+  struct foreign {
+    std::coroutine_handle<>& at;
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> handle) const noexcept { at = handle; }
+    int await_resume() const noexcept { return 1; }
+  };
+  polled a, b;
+  async_semaphore one(1);
+  std::coroutine_handle<> in_a, in_b;
+  const std::vector<int> samples{0, 1};
+  bool done_a = false, done_b = false;
+  const auto predict_a = [&](int) { return foreign{in_a}; };
+  const auto predict_b = [&](int) { return foreign{in_b}; };
+  const auto go = [&](polled& ex, const auto& predict, bool& done) -> detached {
+    (void)co_await batch_predict(ex, samples, predict, {.max_concurrency = 1, .semaphore = &one});
+    done = true;
+  };
+  go(b, predict_b, done_b);
+  b.poll();
+  go(a, predict_a, done_a);
+  a.poll();  // waits for b's permit
+  std::exchange(in_b, {}).resume();
+  b.poll();  // waits for a's
+  a.poll();
+  std::exchange(in_a, {}).resume();  // on a thread that is not a's
+  b.poll();
+  REQUIRE(in_b);
+  std::exchange(in_b, {}).resume();
+  b.poll();
+  CHECK(done_b);
+  a.poll();
+  REQUIRE(in_a);
+  std::exchange(in_a, {}).resume();
+  a.poll();
+  CHECK(done_a);
+}
+
+TEST_CASE("batch_engine: after short samples a long one hands over a permit that others wait for") {
+  const bool suspends = GENERATE(false, true);
+  INFO("suspends: " << suspends);
+  simulation sim;
+  async_semaphore one(1);
+  std::string order;
+  const std::vector<int> samples = zero_to(12);
+  // A simulation's clock stands still while a sample computes: there the time is that of a sample which sleeps.
+  const predict_type mixed = [&](int x, std::stop_token) -> task<int> {
+    order += x < 4 ? 'a' : 'A';
+    if (x >= 4) {
+      co_await sim.schedule_after(1s);
+    } else if (suspends) {
+      co_await sim.schedule();
+    }
+    co_return x;
+  };
+  const predict_type quick = [&](int x, std::stop_token) -> task<int> {
+    order += 'b';
+    co_await sim.schedule_after(1ms);
+    co_return x;
+  };
+  const batch_options options{.max_concurrency = 1, .semaphore = &one};
+  run_all(sim, {[&]() -> task<int> {
+                  co_await batch_predict(sim, samples, quick, options);
+                  co_return 0;
+                },
+                [&]() -> task<int> {
+                  co_await sim.schedule_after(500us);
+                  co_await batch_predict(sim, samples, mixed, options);
+                  co_return 0;
+                }});
+  CHECK(order == "baaaaAbAbAbAbAbAbAbAbbbb");
+}
+
+TEST_CASE("batch_engine: an awaitable derived from a task is awaited by its own members") {
+  struct traced : task<int> {
+    traced(task<int> inner, int& count) : task<int>(std::move(inner)), awaits(&count) {}
+    bool await_suspend(std::coroutine_handle<> handle) {
+      ++*awaits;
+      return task<int>::await_suspend(handle);
+    }
+    int* awaits;
+  };
+  cobatch::inline_executor ex;
+  int awaits = 0;
+  const auto body = [](int x) -> task<int> { co_return x; };
+  const auto predict = [&](int x) { return traced(body(x), awaits); };
+  CHECK(cobatch::sync_wait(batch_predict(ex, zero_to(10), predict)).size() == 10);
+  CHECK(awaits == 10);
+}
+
+TEST_CASE("batch_engine: an input that throws ends what sleeps for its retry at once") {
+  simulation sim;
+  int given = 0;
+  asynchronous source{[&]() -> task<std::optional<int>> {
+    co_await sim.schedule_after(1s);
+    if (given == 2) throw std::runtime_error("unreadable");
+    co_return given++;
+  }};
+  const predict_type predict = [&](int x, std::stop_token) -> task<int> {
+    if (x == 0) throw std::runtime_error("again");
+    co_await sim.schedule_after(1h);
+    co_return x;
+  };
+  const auto body = [&]() -> task<std::string> {
+    auto stream = predict_stream(
+        sim, source, predict,
+        {.max_concurrency = 3,
+         .retry = {.max_attempts = 2, .initial_backoff = 100h, .max_backoff = 100h, .jitter = false}});
+    std::string story;
+    while (auto item = co_await stream.next()) {
+      story += std::to_string(item->index) + "@" +
+               std::to_string(std::chrono::duration_cast<std::chrono::seconds>(elapsed(sim)).count()) + " ";
+    }
+    co_return story;
+  };
+  const std::string story = sim.run(body());
+  CHECK((story == "0@3 2@3 1@3602 " || story == "2@3 0@3 1@3602 "));
+}
+
 // ---- What observers are told of it ----
 
 TEST_CASE("batch_engine: an observer is told the end of every wait, also of one for an input that throws") {

@@ -520,3 +520,33 @@ TEST_CASE("predict_stream: destroyed on the only thread of a function_executor, 
   consume();
   CHECK(ended.get_future().wait_for(10s) == std::future_status::ready);
 }
+
+TEST_CASE("predict_stream: a consumer that is resumed inside a predict may destroy the stream there") {
+  struct park {
+    std::coroutine_handle<>& at;
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> handle) const noexcept { at = handle; }
+    int await_resume() const noexcept { return 1; }
+  };
+  cobatch::inline_executor ex;
+  std::coroutine_handle<> sample, consumer;
+  const std::vector<int> samples{0, 1, 2, 3};
+  const auto predict = [&](int x) -> task<int> {
+    if (x == 1) co_await park{sample};
+    if (x == 2 && consumer) std::exchange(consumer, {}).resume();
+    co_return x;
+  };
+  bool ended = false;
+  const auto consume = [&]() -> detached {
+    {
+      auto stream = predict_stream(ex, samples, predict, {.max_concurrency = 1}, {.window = 4});
+      (void)co_await stream.next();
+      (void)co_await park{consumer};
+    }
+    ended = true;
+  };
+  consume();
+  REQUIRE(sample);
+  std::exchange(sample, {}).resume();
+  CHECK(ended);
+}

@@ -20,6 +20,10 @@
 #include "support/detached.hpp"
 #include "support/started.hpp"
 
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
+
 using cobatch::run_loop;
 using cobatch::task;
 using namespace std::chrono_literals;
@@ -274,3 +278,16 @@ TEST_CASE("run_loop: run inside a loop is errc::would_deadlock, on two threads a
   loop.run(body());
   CHECK(refused);
 }
+
+#if defined(__linux__)
+TEST_CASE("run_loop: the thread's own timed waits are as punctual as before") {
+  const int before = ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL);
+  run_loop loop;
+  const auto slack = [&]() -> task<int> {
+    co_await loop.schedule_after(2ms);
+    co_return ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL);
+  };
+  CHECK(loop.run(slack()) == before);
+  CHECK(::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL) == before);
+}
+#endif

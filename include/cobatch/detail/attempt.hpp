@@ -8,7 +8,17 @@
 
 #include <cobatch/detail/awaitable.hpp>
 
-namespace cobatch::detail {
+namespace cobatch {
+
+template <class T>
+class task;
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_task = false;
+template <class T>
+inline constexpr bool is_task<task<T>> = true;
 
 /// Room for one awaitable that predict returned, and for its awaiter: awaits it without a coroutine of our own.
 ///
@@ -35,7 +45,8 @@ class attempt {
 
   /// Calls predict and begins to await what it returns. True: the result is there, call resume(). False: suspended;
   /// unless `handle` was resumed from inside this very call, *this may be gone. If anything throws, nothing is kept.
-  /// `mark`, if there is one, is a start_mark, the innermost one of this thread; it may be open for another owner then.
+  /// `mark`, if there is one, is a start_mark, the innermost one of this thread; it may be open or finished for another
+  /// owner then.
   template <class Call, class... Mark>
   bool start(Call&& call, std::coroutine_handle<> handle, Mark&... mark) {
     if constexpr (by_reference) {
@@ -55,7 +66,7 @@ class attempt {
 
     bool finished = true;
     std::coroutine_handle<> next;
-    if constexpr (requires { the_awaiter().start_under(handle, mark...); }) {
+    if constexpr (sizeof...(Mark) != 0 && is_task<std::remove_cvref_t<decltype(the_awaiter())>>) {
       finished = the_awaiter().start_under(handle, mark...);
     } else if (auto& waits = the_awaiter(); !waits.await_ready()) {
       using suspend_result = decltype(waits.await_suspend(handle));
@@ -139,4 +150,5 @@ class attempt {
   };
 };
 
-}  // namespace cobatch::detail
+}  // namespace detail
+}  // namespace cobatch

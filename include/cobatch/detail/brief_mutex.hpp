@@ -13,8 +13,8 @@ inline void spin_pause() noexcept {
 #endif
 }
 
-/// For what is never locked for more than a microsecond or so: lock() spins about as long before the thread goes to
-/// sleep, from which it would come back only after many times that.
+/// For what is mostly locked for no more than a microsecond or so: lock() spins somewhat longer before the thread goes
+/// to sleep, from which it would come back only after many times that.
 class brief_mutex {
  public:
   void lock() {

@@ -37,30 +37,26 @@ inline void make_waits_punctual() noexcept {
 #endif
 }
 
-/// The same for somebody else's thread, which gets back what it had before.
+/// The same while it lives, for somebody else's thread.
 class punctual_waits {
  public:
-  punctual_waits() = default;
+#if defined(__linux__)
+  punctual_waits() noexcept : before_(::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL)) {
+    if (before_ > 1) make_waits_punctual();
+  }
+  ~punctual_waits() {
+    if (before_ > 1) ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(before_), 0UL, 0UL, 0UL);
+  }
+#else
+  punctual_waits() noexcept {}
+  ~punctual_waits() {}
+#endif
   punctual_waits(const punctual_waits&) = delete;
   punctual_waits& operator=(const punctual_waits&) = delete;
-  ~punctual_waits() {
-#if defined(__linux__)
-    if (before_ > 0) ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(before_), 0UL, 0UL, 0UL);
-#endif
-  }
-
-  /// Before a timed wait; after the first time it is free.
-  void begin() noexcept {
-#if defined(__linux__)
-    if (before_ != 0) return;
-    before_ = ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL);
-    make_waits_punctual();
-#endif
-  }
 
  private:
 #if defined(__linux__)
-  int before_ = 0;  // nanoseconds; 0: not yet asked
+  const int before_;  // nanoseconds; a real-time thread has none
 #endif
 };
 

@@ -15,7 +15,7 @@ namespace cobatch::detail {
 /// the caller finds its mark still open and must not touch what it started any more: it may be gone.
 /// The owner remembers the address of its mark, which may dangle; it matches only where the innermost mark has this
 /// address *and* names this owner, which no stale address can satisfy: a live mark names an owner that was started
-/// under it, and a later owner at the same address has a later mark.
+/// under it, and a later owner at the same address has a later mark, or this one opened anew for it.
 class start_mark {
  public:
   explicit start_mark(const void* owner) noexcept : owner_(owner), outer_(innermost_) { innermost_ = this; }
