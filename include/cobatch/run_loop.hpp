@@ -12,13 +12,13 @@
 #include <utility>
 
 #include <cobatch/detail/awaitable.hpp>
-#include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>
 #include <cobatch/detail/handle_queue.hpp>
 #include <cobatch/detail/polling_pace.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
+#include <cobatch/detail/spin_pause.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/waiter.hpp>

@@ -14,7 +14,6 @@
 #include <thread>
 #include <utility>
 
-#include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
@@ -23,6 +22,7 @@
 #include <cobatch/detail/polling_pace.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/sleeping_workers.hpp>
+#include <cobatch/detail/spin_pause.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/work_ring.hpp>

@@ -7,7 +7,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <mutex>
 #include <new>
@@ -37,6 +36,7 @@
 #include "support/catch.hpp"
 #include "support/detached.hpp"
 #include "support/outline.hpp"
+#include "support/parking_place.hpp"
 #include "support/plain_threads.hpp"
 #include "support/started.hpp"
 #include "support/step_executor.hpp"
@@ -140,22 +140,14 @@ class relay {
 };
 
 /// Its caller runs: an execute() that finds too much queued resumes the oldest one itself.
-struct helping_executor {
-  std::deque<std::coroutine_handle<>> queue{};
+struct helping_executor : step_executor {
   std::size_t most = 100;
 
   std::size_t concurrency() const noexcept { return 2; }
-  void execute(std::coroutine_handle<> handle) {
-    queue.push_back(handle);
-    while (queue.size() > most) step();
-  }
-  bool step() {
-    if (queue.empty()) return false;
-    const std::coroutine_handle<> next = queue.front();
-    queue.pop_front();
-    const cobatch::detail::executor_scope scope(cobatch::detail::ref(*this));
-    next.resume();
-    return true;
+  bool execute(std::coroutine_handle<> handle) {
+    const bool taken = step_executor::execute(handle);
+    while (queued() > most) step();
+    return taken;
   }
 
   struct turn {
@@ -397,33 +389,46 @@ TEST_CASE("batch_engine: samples that queue for their retry when the batch is st
 }
 
 TEST_CASE("batch_engine: the timekeeper does not end a batch while what slept for its retry is being settled") {
-  struct slow_reader : cobatch::batch_observer {
-    explicit slow_reader(std::atomic<bool>& lets_go) : free(lets_go) {}
+  // Timers that never elapse; once stopped, a sleeper is queued.
+  struct executor : step_executor {
+    struct sleep {
+      executor& ex;
+      std::stop_token token;
+      std::coroutine_handle<> handle{};
+      struct wake {
+        sleep* self;
+        void operator()() const { self->ex.execute(self->handle); }
+      };
+      std::optional<std::stop_callback<wake>> link{};
+
+      bool await_ready() const noexcept { return false; }
+      void await_suspend(std::coroutine_handle<> sleeper) {
+        handle = sleeper;
+        link.emplace(token, wake{this});
+      }
+      bool await_resume() noexcept {
+        link.reset();
+        return false;
+      }
+    };
+    sleep schedule_after(std::chrono::nanoseconds, std::stop_token token = {}) { return {*this, std::move(token)}; }
+  };
+  // Inside the hook everything else runs that can, as it might on another thread.
+  struct reader : cobatch::batch_observer {
+    explicit reader(executor& runs) : ex(runs) {}
     void sample_finished(const cobatch::sample_event& event) override {
       if (event.index != 0) return;
-      inside = true;
-      free = true;
-      free.notify_all();
-      std::this_thread::sleep_for(50ms);
+      inside = told = true;
+      ex.drain();
       inside = false;
     }
-    void batch_ended(const cobatch::batch_summary&) override { ended_meanwhile = inside.load(); }
-    std::atomic<bool>& free;
-    std::atomic<bool> inside = false, ended_meanwhile = false;
+    void batch_ended(const cobatch::batch_summary&) override { ended_meanwhile = inside; }
+    executor& ex;
+    bool inside = false, told = false, ended_meanwhile = false;
   };
-  cobatch::thread_pool pool(2);
-  std::atomic<bool> held = false, free = false;
-  slow_reader observer(free);
+  executor ex;
+  reader observer(ex);
   std::stop_source stop;
-  // The timekeeper has no thread before the observer lets this one go.
-  const auto hold = [&]() -> detached {
-    co_await pool.schedule();
-    held = true;
-    held.notify_all();
-    free.wait(false);
-  };
-  hold();
-  held.wait(false);
   const std::vector<int> samples{0, 1};
   const predict_type predict = [&](int x, std::stop_token) -> task<int> {
     if (x == 0) throw std::runtime_error("again");
@@ -434,9 +439,13 @@ TEST_CASE("batch_engine: the timekeeper does not end a batch while what slept fo
                               .stop = stop,
                               .retry = {.max_attempts = 2, .initial_backoff = 1h, .jitter = false},
                               .observer = &observer};
-  const outcomes results = cobatch::sync_wait(batch_predict(pool, samples, predict, options));
+  outcomes results;
+  const auto wait = [&]() -> started { results = co_await batch_predict(ex, samples, predict, options); };
+  const started running = wait();
+  ex.drain();
+  REQUIRE(running.done());
   CHECK(outline(results) == "exception 1");
-  CHECK(free);
+  CHECK(observer.told);
   CHECK_FALSE(observer.ended_meanwhile);
 }
 
@@ -727,57 +736,34 @@ TEST_CASE("batch_engine: a stop may come while the batch starts") {
 }
 
 TEST_CASE("batch_engine: a permit that others wait for does not queue for an executor with its lane") {
-  struct polled {
-    std::deque<std::coroutine_handle<>> queue{};
-    bool inside = false;
-
-    std::size_t concurrency() const noexcept { return 1; }
-    bool running_in_this_thread() const noexcept { return inside; }
-    void execute(std::coroutine_handle<> handle) { queue.push_back(handle); }
-    void poll() {
-      while (!queue.empty()) {
-        const std::coroutine_handle<> next = queue.front();
-        queue.pop_front();
-        inside = true;
-        next.resume();
-        inside = false;
-      }
-    }
-  };
-  struct foreign {
-    std::coroutine_handle<>& at;
-    bool await_ready() const noexcept { return false; }
-    void await_suspend(std::coroutine_handle<> handle) const noexcept { at = handle; }
-    int await_resume() const noexcept { return 1; }
-  };
-  polled a, b;
+  step_executor a, b;
   async_semaphore one(1);
-  std::coroutine_handle<> in_a, in_b;
+  parking_place in_a, in_b;
   const std::vector<int> samples{0, 1};
   bool done_a = false, done_b = false;
-  const auto predict_a = [&](int) { return foreign{in_a}; };
-  const auto predict_b = [&](int) { return foreign{in_b}; };
-  const auto go = [&](polled& ex, const auto& predict, bool& done) -> detached {
+  const auto predict_a = [&](int) -> parking_place& { return in_a; };
+  const auto predict_b = [&](int) -> parking_place& { return in_b; };
+  const auto go = [&](step_executor& ex, const auto& predict, bool& done) -> detached {
     (void)co_await batch_predict(ex, samples, predict, {.max_concurrency = 1, .semaphore = &one});
     done = true;
   };
   go(b, predict_b, done_b);
-  b.poll();
+  b.drain();
   go(a, predict_a, done_a);
-  a.poll();  // waits for b's permit
-  std::exchange(in_b, {}).resume();
-  b.poll();  // waits for a's
-  a.poll();
-  std::exchange(in_a, {}).resume();  // on a thread that is not a's
-  b.poll();
-  REQUIRE(in_b);
-  std::exchange(in_b, {}).resume();
-  b.poll();
+  a.drain();  // waits for b's permit
+  std::exchange(in_b.parked, {}).resume();
+  b.drain();  // waits for a's
+  a.drain();
+  std::exchange(in_a.parked, {}).resume();  // on a thread that is not a's
+  b.drain();
+  REQUIRE(in_b.parked);
+  std::exchange(in_b.parked, {}).resume();
+  b.drain();
   CHECK(done_b);
-  a.poll();
-  REQUIRE(in_a);
-  std::exchange(in_a, {}).resume();
-  a.poll();
+  a.drain();
+  REQUIRE(in_a.parked);
+  std::exchange(in_a.parked, {}).resume();
+  a.drain();
   CHECK(done_a);
 }
 

@@ -26,6 +26,7 @@
 
 #include "support/catch.hpp"
 #include "support/detached.hpp"
+#include "support/parking_place.hpp"
 #include "support/plain_threads.hpp"
 #include "support/started.hpp"
 
@@ -522,18 +523,12 @@ TEST_CASE("predict_stream: destroyed on the only thread of a function_executor, 
 }
 
 TEST_CASE("predict_stream: a consumer that is resumed inside a predict may destroy the stream there") {
-  struct park {
-    std::coroutine_handle<>& at;
-    bool await_ready() const noexcept { return false; }
-    void await_suspend(std::coroutine_handle<> handle) const noexcept { at = handle; }
-    int await_resume() const noexcept { return 1; }
-  };
   cobatch::inline_executor ex;
-  std::coroutine_handle<> sample, consumer;
+  parking_place sample, consumer;
   const std::vector<int> samples{0, 1, 2, 3};
   const auto predict = [&](int x) -> task<int> {
-    if (x == 1) co_await park{sample};
-    if (x == 2 && consumer) std::exchange(consumer, {}).resume();
+    if (x == 1) co_await sample;
+    if (x == 2 && consumer.parked) std::exchange(consumer.parked, {}).resume();
     co_return x;
   };
   bool ended = false;
@@ -541,12 +536,12 @@ TEST_CASE("predict_stream: a consumer that is resumed inside a predict may destr
     {
       auto stream = predict_stream(ex, samples, predict, {.max_concurrency = 1}, {.window = 4});
       (void)co_await stream.next();
-      (void)co_await park{consumer};
+      co_await consumer;
     }
     ended = true;
   };
   consume();
-  REQUIRE(sample);
-  std::exchange(sample, {}).resume();
+  REQUIRE(sample.parked);
+  std::exchange(sample.parked, {}).resume();
   CHECK(ended);
 }

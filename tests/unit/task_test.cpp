@@ -13,6 +13,7 @@
 
 #include "support/catch.hpp"
 #include "support/detached.hpp"
+#include "support/parking_place.hpp"
 #include "support/started.hpp"
 
 using cobatch::task;
@@ -39,21 +40,6 @@ T result_of(task<T> awaited) {
   REQUIRE(run.done());
   return result;
 }
-
-/// Suspends, and keeps the handle for the test.
-struct parking_place {
-  std::coroutine_handle<> parked;
-
-  auto operator co_await() noexcept {
-    struct awaiter {
-      parking_place* place;
-      bool await_ready() const noexcept { return false; }
-      void await_suspend(std::coroutine_handle<> handle) const noexcept { place->parked = handle; }
-      void await_resume() const noexcept {}
-    };
-    return awaiter{this};
-  }
-};
 
 struct counted {
   explicit counted(int& alive) noexcept : alive_(&alive) { ++*alive_; }

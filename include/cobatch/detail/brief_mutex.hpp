@@ -2,16 +2,9 @@
 
 #include <mutex>
 
-namespace cobatch::detail {
+#include <cobatch/detail/spin_pause.hpp>
 
-/// One turn of a spin loop: leaves the core to its other hardware thread for a moment.
-inline void spin_pause() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(__arm__)
-  asm volatile("yield");
-#endif
-}
+namespace cobatch::detail {
 
 /// For what is mostly locked for no more than a microsecond or so: lock() spins somewhat longer before the thread goes
 /// to sleep, from which it would come back only after many times that.
@@ -24,7 +17,6 @@ class brief_mutex {
     }
     mutex_.lock();
   }
-  bool try_lock() { return mutex_.try_lock(); }
   void unlock() { mutex_.unlock(); }
 
  private:

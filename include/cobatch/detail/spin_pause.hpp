@@ -1,0 +1,14 @@
+#pragma once
+
+namespace cobatch::detail {
+
+/// One turn of a spin loop: leaves the core to its other hardware thread for a moment.
+inline void spin_pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace cobatch::detail
