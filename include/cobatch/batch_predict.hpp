@@ -1,9 +1,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <ranges>
 #include <stop_token>
@@ -11,12 +13,12 @@
 #include <utility>
 #include <vector>
 
-#include <cobatch/batch_engine.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/results.hpp>
-#include <cobatch/detail/source.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/engine/batch.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
@@ -48,20 +50,36 @@ class batch_sink {
                                      growing_results<Result, make_unstarted, make_failed>>;
 
  public:
+  struct handful {};
+
   batch_sink(std::size_t size, std::coroutine_handle<> awaiting) : results_(results_for(size)), awaiting_(awaiting) {
-    // Only our own error type is made under the source's lock.
+    // Only our own error type is made under a lock.
     if constexpr (Counted && !std::is_same_v<typename Result::error_type, error>) results_.grow_all();
   }
 
   // -- for batch_engine --
-  void make_room(std::size_t end) { results_.grow(end); }
+  void make_room(index_range range) { results_.make_room(range.begin, range.end); }
+  Result* made_slot(std::size_t index) noexcept { return results_.slot(index); }
 
-  template <class Lane>
-  bool place(Lane& lane) {
+  template <class Item>
+  Item* reserve() {
+    return guarded([] { return static_cast<Item*>(::new (frame_pool::allocate(sizeof(Item))) Item()); },
+                   [&]() -> Item* {
+                     no_memory_ = std::current_exception();
+                     return nullptr;
+                   });
+  }
+  template <class Item>
+  void unreserve(Item& item) noexcept {
+    std::destroy_at(&item);
+    frame_pool::deallocate(&item, sizeof(Item));
+  }
+  template <class Item>
+  bool place(Item& item) {
     return guarded(
         [&] {
-          if (!results_.grow(lane.index + 1)) return false;
-          lane.slot = results_.slot(lane.index);
+          if (!results_.grow(item.index + 1)) return false;
+          item.slot = results_.slot(item.index);
           return true;
         },
         [&] {
@@ -69,11 +87,22 @@ class batch_sink {
           return false;
         });
   }
-  Result* made_slot(std::size_t index) noexcept { return results_.slot(index); }
-
-  static constexpr bool reserve() noexcept { return true; }
-  static constexpr void settled(Result*, std::size_t, void*) noexcept {}
+  static constexpr bool can_go_on() noexcept { return false; }
+  bool drops_unstarted([[maybe_unused]] std::size_t index) noexcept {
+    if constexpr (Counted) return false;
+    // Counts, ordering nothing; read when all is over.
+    unstarted_.fetch_add(1, std::memory_order_relaxed);
+    std::size_t first = first_unstarted_.load(std::memory_order_relaxed);
+    while (index < first && !first_unstarted_.compare_exchange_weak(first, index, std::memory_order_relaxed)) {}
+    return true;
+  }
   static constexpr bool room_came() noexcept { return false; }
+
+  template <class Sample>
+  void settled(handful&, const Sample& sample) noexcept {
+    if (sample.item) unreserve(*sample.item);
+  }
+  static constexpr void hand_over(handful) noexcept {}
 
   void complete() {
     if (start_mark::finish(starting_, this)) return;  // still inside await_suspend
@@ -96,6 +125,13 @@ class batch_sink {
         }
       });
     }
+    if constexpr (!Counted) {
+      // Read ahead of what was started, at the end of an input whose length nobody knows: as if it had not been read.
+      const std::size_t first = first_unstarted_.load(std::memory_order_relaxed);
+      if (first != unlimited && first + unstarted_.load(std::memory_order_relaxed) == results_.size()) {
+        return results_.take(first);
+      }
+    }
     return results_.take();
   }
 
@@ -112,6 +148,7 @@ class batch_sink {
   std::coroutine_handle<> awaiting_;
   start_mark* starting_ = nullptr;
   std::exception_ptr no_memory_;
+  std::atomic<std::size_t> unstarted_{0}, first_unstarted_{unlimited};  // only where the length is not known
 };
 
 /// A batch that has been awaited.
@@ -147,10 +184,10 @@ class running_batch {
   std::vector<result> take() {
     const errc unstarted = engine_.why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
     return sink_.take(unstarted, [&](auto&& visit) {
-      visit({source_.handed_out(), unlimited});
       if constexpr (types::source::indexed) {
-        source_.each_returned(visit);
-        engine_.each_claimed(visit);
+        engine_.each_unstarted(visit);
+      } else {
+        visit(index_range{source_.handed_out(), unlimited});
       }
     });
   }

@@ -5,18 +5,9 @@
 #include <cobatch/detail/config.hpp>  // first: says what the compiler must be
 
 #include <cobatch/adaptive_limit.hpp>
-#include <cobatch/batch_clock.hpp>
-#include <cobatch/batch_engine.hpp>
-#include <cobatch/batch_gates.hpp>
-#include <cobatch/batch_halting.hpp>
-#include <cobatch/batch_hedges.hpp>
-#include <cobatch/batch_lane.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/batch_predict_many.hpp>
-#include <cobatch/batch_reporter.hpp>
-#include <cobatch/batch_retries.hpp>
-#include <cobatch/batch_types.hpp>
 #include <cobatch/callback.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
@@ -38,7 +29,6 @@
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/stream_options.hpp>
-#include <cobatch/stream_state.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>

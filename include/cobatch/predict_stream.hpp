@@ -11,10 +11,10 @@
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
-#include <cobatch/detail/source.hpp>
+#include <cobatch/engine/input.hpp>
+#include <cobatch/engine/stream.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/stream_options.hpp>
-#include <cobatch/stream_state.hpp>
 
 namespace cobatch {
 

@@ -1,4 +1,4 @@
-#include <cobatch/batch_engine.hpp>
+#include <cobatch/engine/batch.hpp>
 
 #include <algorithm>
 #include <atomic>

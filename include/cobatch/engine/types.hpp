@@ -9,15 +9,12 @@
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
-#include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/predict_traits.hpp>
 #include <cobatch/detail/results.hpp>
-#include <cobatch/detail/source.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
-#include <cobatch/rate_limiter.hpp>
 
 /// What follows from the types of a batch, and what its options may be.
 
@@ -73,7 +70,7 @@ struct outcome_of {
 };
 
 /// What the parts of an engine have in common. Types has `executor`, `source`, `predict`, `sink`, and can_pause:
-/// whether the batch is a stream, whose source may run dry for a while.
+/// whether the batch is a stream, whose input may run dry for a while.
 template <class Types>
 struct batch_types {
   using executor = typename Types::executor;
@@ -84,35 +81,11 @@ struct batch_types {
   using value = typename traits::value;
   using result = typename outcome_of<source, predict>::result;
   using error_type = typename result::error_type;
-  using cell = typename source::cell;
 
   static constexpr bool has_timers = timed_executor<executor>;
   static constexpr bool weighs = weighs_samples<predict>;
   // A predict that takes its samples away cannot be called a second time with the same one.
-  static constexpr bool repeats =
-      !std::is_rvalue_reference_v<typename traits::argument> && std::is_move_constructible_v<cell>;
-
- private:
-  struct no_wait {};
-  static auto rate_wait_type() {
-    if constexpr (has_timers) {
-      return std::type_identity<attempt<decltype(std::declval<rate_limiter&>().acquire(
-          std::declval<executor&>(), std::size_t{1}, std::stop_token()))>>();
-    } else {
-      return std::type_identity<no_wait>();
-    }
-  }
-  static auto input_wait_type() {
-    if constexpr (is_awaited<source>) {
-      return std::type_identity<attempt<typename source::awaitable_type>>();
-    } else {
-      return std::type_identity<no_wait>();
-    }
-  }
-
- public:
-  using rate_wait = typename decltype(rate_wait_type())::type;
-  using input_wait = typename decltype(input_wait_type())::type;
+  static constexpr bool repeats = !std::is_rvalue_reference_v<typename traits::argument>;
 };
 
 /// Which of an engine's parts have work to do: what none of the options asks for costs nothing but a look at this.
@@ -123,29 +96,28 @@ struct batch_needs {
   batch_needs(const batch_options& options, bool stoppable) noexcept
       : retries(options.retry.max_attempts > 1),
         hedges(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
-        clock(names::has_timers && (options.timeout != no_timeout || options.deadline != no_timeout ||
-                                    options.queue_timeout != no_timeout || hedges || retries)),
-        latencies(options.limit || options.observer || options.hedge.quantile > 0),
-        watching(latencies || options.timeout != no_timeout || hedges),
-        gates(is_awaited<typename names::source> || options.semaphore || options.limit || options.rate ||
-              (names::weighs && options.max_weight != unlimited)),
-        gates_anew(is_awaited<typename names::source> || options.rate || (names::weighs && gates)),
+        timeouts(options.timeout != no_timeout),
         tokens(names::traits::takes_token &&
-               (clock || options.max_failures != unlimited || stoppable || Types::can_pause)),
-        counting(clock || watching || gates_anew || retries || tokens || options.max_failures != unlimited),
-        nothing(!counting && !gates),
-        only_a_permit(!counting && gates) {}
+               (timeouts || hedges || options.deadline != no_timeout || options.max_failures != unlimited ||
+                stoppable || Types::can_pause)),
+        watches(hedges || (timeouts && tokens)),
+        clock(names::has_timers &&
+              (watches || options.deadline != no_timeout || options.queue_timeout != no_timeout || retries)),
+        latencies(timeouts || hedges || options.limit || options.observer),
+        gates(options.semaphore || options.limit || options.rate || (names::weighs && options.max_weight != unlimited)),
+        gates_anew(options.rate || options.limit || (names::weighs && gates)),
+        counts_starts(hedges || options.retry.budget != unlimited_budget),
+        plain(!retries && !hedges && !tokens && !latencies && !gates_anew && options.max_failures == unlimited) {}
 
-  const bool retries, hedges;
-  const bool clock;       ///< something may become due
-  const bool latencies;   ///< how long attempts take is of use to someone
-  const bool watching;    ///< that, or time may find an attempt
-  const bool gates;       ///< something must be had before an attempt,
-  const bool gates_anew;  ///< for each sample anew: the rate, a weight, an input that is awaited
-  const bool tokens;      ///< predict takes a stop token, and somebody may stop it
-  const bool counting;    ///< attempts are counted: there is more to do than what follows
-  const bool nothing;
-  const bool only_a_permit;  ///< of a shared semaphore
+  const bool retries, hedges, timeouts;
+  const bool tokens;         ///< predict takes a stop token, and somebody may stop it
+  const bool watches;        ///< time may find an attempt while it is in flight
+  const bool clock;          ///< something may become due
+  const bool latencies;      ///< how long attempts take is of use to someone
+  const bool gates;          ///< something must be had before an attempt,
+  const bool gates_anew;     ///< and more than a permit that is kept from sample to sample
+  const bool counts_starts;  ///< a share of the samples started so far is a limit to something
+  const bool plain;          ///< nothing happens to a sample but its predict, perhaps under a kept permit
 };
 
 /// What `current` was, to be stopped; it becomes a fresh one, or stays where there is no memory.

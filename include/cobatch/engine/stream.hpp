@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include <cobatch/batch_engine.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
+#include <cobatch/engine/batch.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
@@ -47,7 +47,15 @@ class stream_close;
 /// at starved_; both seq_cst, so that one of them sees the other.
 template <class Types>
 class stream_state {
+  struct box;
+
  public:
+  /// Outcomes of one loop, the newest first.
+  struct handful {
+    box* newest = nullptr;
+    box* oldest = nullptr;
+  };
+
   using result = typename outcome_of<typename Types::source, typename Types::predict>::result;
   using traits = typename outcome_of<typename Types::source, typename Types::predict>::traits;
   using executor_type = typename Types::executor;
@@ -58,10 +66,13 @@ class stream_state {
       : ex_(ex),
         in_order_(how.order == result_order::input),
         observed_(options.observer != nullptr),
+        held_back_(std::min<std::size_t>(window / 8, 32)),
         boxes_left_(window),
         source_(std::forward<Source>(samples)),
         predict_(std::move(predict)),
-        engine_(ex, source_, predict_, *this, options, options.stop.token()) {}
+        engine_(ex, source_, predict_, *this, options, options.stop.token()) {
+    if (in_order_) early_.reserve(std::min<std::size_t>(window, 4096));
+  }
   stream_state(const stream_state&) = delete;
   stream_state& operator=(const stream_state&) = delete;
   ~stream_state() {
@@ -70,7 +81,7 @@ class stream_state {
     delete_all(empty_);
     delete_all(ready_);
     for (box* const each : early_) delete each;
-    delete reserved_;
+    delete_all(used_.newest);
     delete end_;
   }
 
@@ -81,7 +92,7 @@ class stream_state {
 
   /// Starts the engine if it has not been; then true: there is an item, or the end.
   bool look() {
-    if (!started_) {
+    if (!started_ && !over_) {
       if (!end_) end_ = new box();
       engine_.start(unlimited);
       started_ = true;
@@ -98,14 +109,14 @@ class stream_state {
   std::optional<stream_item<result>> take() {
     box* const first = ready_;
     if (!first) return std::nullopt;
-    ready_ = first->next;
+    ready_ = after(first);
     if (!ready_) last_ready_ = nullptr;
     if (observed_) {
       all_finished_ = std::max(all_finished_, first->finished);
-      engine_.reporter().taken(first->slot, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
+      engine_.report().taken(first->outcome, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
     }
     std::optional<stream_item<result>> item;
-    guarded([&] { item.emplace(first->index, std::move(first->slot)); },
+    guarded([&] { item.emplace(first->index, std::move(first->outcome)); },
             [&] {
               item.emplace(first->index, result(unexpect, error(errc::exception, std::current_exception())));
             });
@@ -116,7 +127,7 @@ class stream_state {
   /// Stops it and drops what is left. True: all is over.
   bool close() {
     discards_ = true;
-    if (!started_) return true;
+    if (!started_) return over_ = true;
     drop_ready();
     if (absorb()) return true;
     engine_.request_stop(halt::closed);
@@ -144,54 +155,60 @@ class stream_state {
 
   // -- for batch_engine --
 
-  bool reserve() {
-    if (reserved_) return true;
+  template <class Item>
+  Item* reserve() {
     for (;;) {
       if (!empty_) empty_ = returned_.exchange(nullptr);
-      if (empty_) {
-        reserved_ = empty_;
-        empty_ = empty_->next;
-        return true;
-      }
+      if (empty_) return std::exchange(empty_, after(empty_));
       if (boxes_left_ != 0) {
-        reserved_ = guarded([] { return new box(); }, []() -> box* { return nullptr; });
-        if (reserved_) {
+        box* const made = guarded([] { return new box(); }, []() -> box* { return nullptr; });
+        if (made) {
           --boxes_left_;
-          return true;
+          return made;
         }
       }
       starved_.store(true);
-      if (returned_.load() == nullptr) return false;
+      if (returned_.load() == nullptr) return nullptr;
       starved_.store(false);
     }
   }
-
-  template <class Lane>
-  bool place(Lane& lane) noexcept {
-    box* const room = std::exchange(reserved_, nullptr);
-    room->index = lane.index;
-    lane.slot = &room->slot;
-    lane.room = room;
+  template <class Item>
+  void unreserve(Item& item) noexcept {
+    item.next = std::exchange(empty_, static_cast<box*>(&item));
+  }
+  template <class Item>
+  bool place(Item& item) noexcept {
+    item.slot = &static_cast<box&>(item).outcome;
     return true;
   }
-
-  void settled(result*, std::size_t, void* room) noexcept {
-    box* const filled = static_cast<box*>(room);
-    if (observed_) filled->finished = now_of(ex_);
-    push(filled);
-  }
-
+  static constexpr bool can_go_on() noexcept { return true; }
+  static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
   bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
 
-  void complete() noexcept { push(std::exchange(end_, nullptr)); }  // *this may be gone
+  template <class Sample>
+  void settled(handful& done, const Sample& sample) noexcept {
+    box* const filled = static_cast<box*>(sample.item);
+    if (observed_) filled->finished = now_of(ex_);
+    filled->next = done.newest;
+    if (!done.newest) done.oldest = filled;
+    done.newest = filled;
+  }
+  void hand_over(handful& done) noexcept {
+    if (done.newest) push(std::exchange(done, handful{}));
+  }
+
+  void complete() noexcept {
+    box* const end = std::exchange(end_, nullptr);
+    push({end, end});  // *this may be gone
+  }
 
  private:
-  struct box {
-    result slot = result(unexpect, error(errc::not_started, {}, 0));
-    std::size_t index = unlimited;  // of the last one, which has no outcome
-    box* next = nullptr;
+  // A sample that was read, and its outcome. The last one has no outcome; its slot is null.
+  struct box : Types::source::template item_for<result>::item {
+    result outcome = result(unexpect, error(errc::not_started, {}, 0));
     std::chrono::nanoseconds finished{};  // only with an observer
   };
+  static box* after(const box* each) noexcept { return static_cast<box*>(each->next); }
 
   /// A lane of ours, on this thread, that has handed an item over to the consumer: who may be running inside the call.
   class delivery {
@@ -217,13 +234,13 @@ class stream_state {
   static bool later(const box* a, const box* b) noexcept { return a->index > b->index; }
 
   static void delete_all(box* first) noexcept {
-    while (first && first != waiting()) delete std::exchange(first, first->next);
+    while (first && first != waiting()) delete std::exchange(first, after(first));
   }
 
   // No box has this address.
   static box* waiting() noexcept { return reinterpret_cast<box*>(&waiting_mark_); }
 
-  void push(box* filled) noexcept {
+  void push(handful filled) noexcept {
     box* top = finished_.load(std::memory_order_relaxed);
     for (;;) {
       if (top == waiting()) {
@@ -231,11 +248,13 @@ class stream_state {
         if (finished_.compare_exchange_weak(top, nullptr, std::memory_order_acquire, std::memory_order_relaxed)) break;
         continue;
       }
-      filled->next = top;
-      if (finished_.compare_exchange_weak(top, filled, std::memory_order_release, std::memory_order_relaxed)) return;
+      filled.oldest->next = top;
+      if (finished_.compare_exchange_weak(top, filled.newest, std::memory_order_release, std::memory_order_relaxed)) {
+        return;
+      }
     }
-    filled->next = nullptr;
-    accept(filled);
+    filled.oldest->next = nullptr;
+    accept_all(filled.newest);
     if (has_something() || !put_waiting()) resume_consumer();
   }
 
@@ -265,18 +284,21 @@ class stream_state {
   bool absorb() noexcept {
     if (has_something()) return true;
     // acquire: pairs with the release in push().
-    box* newest = finished_.exchange(nullptr, std::memory_order_acquire);
-    box* oldest = nullptr;
-    while (newest) {
-      box* const each = std::exchange(newest, newest->next);
-      each->next = std::exchange(oldest, each);
-    }
-    while (oldest) accept(std::exchange(oldest, oldest->next));
+    accept_all(finished_.exchange(nullptr, std::memory_order_acquire));
     return has_something();
   }
 
+  void accept_all(box* newest) noexcept {
+    box* oldest = nullptr;
+    while (newest) {
+      box* const each = std::exchange(newest, after(newest));
+      each->next = std::exchange(oldest, each);
+    }
+    while (oldest) accept(std::exchange(oldest, after(oldest)));
+  }
+
   void accept(box* filled) noexcept {
-    if (filled->index == unlimited) {
+    if (!filled->slot) {
       over_ = true;
       delete filled;
       return;
@@ -299,13 +321,17 @@ class stream_state {
   void make_ready(box* filled) noexcept {
     ++next_index_;
     filled->next = nullptr;
-    (last_ready_ ? last_ready_->next : ready_) = filled;
+    if (last_ready_) {
+      last_ready_->next = filled;
+    } else {
+      ready_ = filled;
+    }
     last_ready_ = filled;
   }
 
   void drop_ready() noexcept {
     while (box* const first = ready_) {
-      ready_ = first->next;
+      ready_ = after(first);
       give_back(first);
     }
     last_ready_ = nullptr;
@@ -314,18 +340,28 @@ class stream_state {
 
   void give_back(box* used) noexcept {
     // Whoever comes next writes into a slot that holds an error.
-    guarded([&] { rewrite(used->slot, unexpect, error(errc::not_started, {}, 0)); }, [] {});
+    guarded([&] { rewrite(used->outcome, unexpect, error(errc::not_started, {}, 0)); }, [] {});
+    used->next = used_.newest;
+    if (!used_.newest) used_.oldest = used;
+    used_.newest = used;
+    // Not one by one, unless somebody waits for them or hardly any are left.
+    if (++used_count_ > held_back_ || !ready_ || starved_.load()) give_back_all();
+  }
+  void give_back_all() noexcept {
+    if (!used_.newest) return;
+    used_count_ = 0;
+    const handful used = std::exchange(used_, handful{});
     box* top = returned_.load(std::memory_order_relaxed);
     do {
-      used->next = top;
-    } while (!returned_.compare_exchange_weak(top, used));
-    // A lane that cannot be made now looks itself before it goes, see room_came().
-    if (starved_.load()) engine_.wake(&starved_);
+      used.oldest->next = top;
+    } while (!returned_.compare_exchange_weak(top, used.newest));
+    if (starved_.load() && starved_.exchange(false)) engine_.wake();
   }
 
   executor_type& ex_;
   const bool in_order_;
   const bool observed_;
+  const std::size_t held_back_;  // so many boxes the consumer may keep, to give them back together
   alignas(box) static inline char waiting_mark_ = 0;
 
   std::atomic<box*> finished_{nullptr};
@@ -334,6 +370,8 @@ class stream_state {
 
   // The consumer's side.
   std::coroutine_handle<> consumer_;
+  handful used_;  // on their way back
+  std::size_t used_count_ = 0;
   box* ready_ = nullptr;  // in the order in which they are given
   box* last_ready_ = nullptr;
   std::vector<box*> early_;  // input order: a heap of those whose turn has not come
@@ -345,7 +383,6 @@ class stream_state {
   bool over_ = false;
 
   // Of the lane that reads the input.
-  box* reserved_ = nullptr;
   box* empty_ = nullptr;
   std::size_t boxes_left_;
   box* end_ = nullptr;  // made beforehand, so that the end needs no memory

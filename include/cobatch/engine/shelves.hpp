@@ -1,0 +1,153 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include <cobatch/detail/cache_line.hpp>
+
+namespace cobatch::detail {
+
+/// Sample numbers [begin, end).
+struct index_range {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+
+  std::size_t size() const noexcept { return end - begin; }
+  bool empty() const noexcept { return begin == end; }
+
+  /// The later half, which is then another's.
+  index_range split() noexcept {
+    const index_range half{end - size() / 2, end};
+    end = half.begin;
+    return half;
+  }
+};
+
+/// Ranges of sample numbers that lie ready for lanes that come back one by one, a shelf for each thread, so that they
+/// need not all go to one shared counter. What lies on a shelf anybody may take.
+///
+/// A shelf is one atomic word:
+///
+///     empty ──reserve──> filling ──fill──> [begin, begin + n)     one thread at a time
+///                        filling ──────────> empty                it has found nothing
+///     [begin, begin + n) ──take──> [begin + 1, begin + n)         anybody
+///     [begin, begin + n) ──steal──> [begin, begin + n - n / 2)    anybody; n = 1: empty
+///
+/// No number lies twice on any shelf, so a word that has come back means the same as before. All operations are
+/// sequentially consistent: see head_count for who may rely on finding what lies here.
+class shelves {
+ public:
+  /// There are at least one.
+  explicit shelves(std::size_t count) : count_(std::max<std::size_t>(count, 1)), all_(new shelf[count_]) {}
+
+  /// One number for the thread `place`, from its own shelf; if that is empty it is filled with what `more(most)` gives
+  /// (a range, perhaps empty), or from another shelf. `now` is asked when it is filled: the share follows the pace.
+  template <class More, class Now>
+  bool take(std::size_t& index, std::size_t place, More&& more, Now&& now) {
+    shelf& own = all_[place % count_];
+    std::uint64_t seen = own.word.load();
+    for (;;) {
+      if (seen == filling) {
+        index_range one = more(std::size_t{1});
+        if (one.empty() && !steal(one, most_stolen_at_once)) return false;
+        index = one.begin;
+        return true;
+      }
+      if (seen == empty) {
+        if (own.word.compare_exchange_weak(seen, filling)) break;
+      } else if (own.word.compare_exchange_weak(seen, (seen & filling) == 1 ? empty : seen + one_later)) {
+        index = static_cast<std::size_t>(seen >> count_bits);
+        return true;
+      }
+    }
+    const std::chrono::nanoseconds time = now();
+    own.follow_pace(time);
+    index_range got = more(own.share);
+    if (got.empty()) steal(got, most);
+    if (got.empty()) {
+      own.word.store(empty);
+      return false;
+    }
+    index = got.begin++;
+    own.word.store(pack(got));
+    return true;
+  }
+
+  /// Half of what lies on some shelf, at most `limit` numbers; false: none was seen.
+  bool steal(index_range& into, std::size_t limit = most) noexcept {
+    for (std::size_t i = 0; i < count_; ++i) {
+      std::uint64_t seen = all_[i].word.load();
+      while (seen != empty && seen != filling) {
+        const std::uint64_t lies = seen & filling;
+        const std::uint64_t taken = std::min<std::uint64_t>((lies + 1) / 2, limit);
+        if (all_[i].word.compare_exchange_weak(seen, lies == taken ? empty : seen - taken)) {
+          into.end = static_cast<std::size_t>((seen >> count_bits) + lies);
+          into.begin = into.end - static_cast<std::size_t>(taken);
+          return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  /// Something lies on a shelf.
+  bool any() const noexcept {
+    return std::any_of(all_.get(), all_.get() + count_, [](const shelf& each) {
+      const std::uint64_t seen = each.word.load();
+      return seen != empty && seen != filling;
+    });
+  }
+
+  /// Alone: `visit(range)` for what lies there.
+  template <class Visit>
+  void each(Visit&& visit) const {
+    for (std::size_t i = 0; i < count_; ++i) {
+      const std::uint64_t lies = all_[i].word.load(std::memory_order_relaxed);
+      const auto begin = static_cast<std::size_t>(lies >> count_bits);
+      if (lies != empty) visit(index_range{begin, begin + static_cast<std::size_t>(lies & filling)});
+    }
+  }
+
+  /// The most that one shelf can hold, and the largest number that can be put there.
+  static constexpr std::size_t most = (std::size_t{1} << 24) - 2;
+  static constexpr std::size_t largest = (std::size_t{1} << 40) - 1;
+
+ private:
+  static constexpr int count_bits = 24;
+  static constexpr std::size_t most_stolen_at_once = 1;
+  static constexpr std::size_t largest_share = 256;
+  static constexpr std::uint64_t empty = 0;
+  static constexpr std::uint64_t filling = (std::uint64_t{1} << count_bits) - 1;
+  static constexpr std::uint64_t one_later = (std::uint64_t{1} << count_bits) - 1;  // begin + 1, count - 1
+
+  struct alignas(cache_line) shelf {
+    std::atomic<std::uint64_t> word{empty};  // begin above, count below
+    // Of who fills it.
+    std::chrono::nanoseconds filled{};
+    std::size_t share = 1;
+
+    /// A share is what is started in 25 to 100 microseconds.
+    void follow_pace(std::chrono::nanoseconds now) noexcept {
+      const std::chrono::nanoseconds lasted = now - filled;
+      filled = now;
+      if (lasted < std::chrono::microseconds(25)) {
+        share = std::min(2 * share, largest_share);
+      } else if (lasted > std::chrono::microseconds(100)) {
+        share = std::max<std::size_t>(share / 2, 1);
+      }
+    }
+  };
+
+  static std::uint64_t pack(index_range range) noexcept {
+    return range.empty() ? std::uint64_t{empty} : (std::uint64_t{range.begin} << count_bits) | range.size();
+  }
+
+  std::size_t count_;
+  std::unique_ptr<shelf[]> all_;
+};
+
+}  // namespace cobatch::detail
