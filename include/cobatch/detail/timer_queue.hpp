@@ -27,7 +27,8 @@ struct timer_node {
   bool linked() const noexcept { return position != unlinked; }
 
   std::coroutine_handle<> handle;
-  std::size_t position = unlinked;  // in the heap
+  std::size_t shard = 0;            // of an owner with several queues: which; set before anyone else knows the node
+  std::size_t position = unlinked;  // in the heap; changes under the owner's lock also while others are added
   timer_state state = timer_state::idle;
 };
 
