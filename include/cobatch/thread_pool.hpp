@@ -62,7 +62,7 @@ class thread_pool {
   /// Queues the handle; false after stop(), or where there is no memory to queue it: it was not taken.
   ///
   /// Resumes: on a pool thread, never inside execute().
-  /// Allocates: nothing, but where its queue of work from outside grows.
+  /// Allocates: nothing, but where a queue grows beyond its largest size so far.
   bool execute(std::coroutine_handle<> handle) noexcept;
 
   /// execute() for many at once; false: none of them was taken. As many sleeping threads as there are handles are woken
@@ -72,7 +72,7 @@ class thread_pool {
   /// Takes back what the calling thread has queued: true if `handle` is the newest of it and nobody has begun with it.
   /// The caller owns it again. False on any other thread than the pool's own.
   ///
-  /// Complexity: constant, and no lock as long as little is queued.
+  /// Complexity: constant, and no lock.
   bool take_back(std::coroutine_handle<> handle) noexcept;
 
   /// The number of threads.
@@ -124,11 +124,10 @@ class thread_pool {
 
   worker* own_worker() const noexcept;
   bool post(handles all) noexcept;
-  bool queue(worker& self, handles all) noexcept;
 
   void work(worker& self);
   std::coroutine_handle<> next(worker& self);
-  void look_around(worker& self) noexcept;
+  std::coroutine_handle<> look_around(worker& self) noexcept;
   std::coroutine_handle<> search(worker& self);
   std::size_t find(worker& self, nanoseconds now) noexcept;
   void keep(worker& self, std::size_t first, std::size_t end) noexcept;
@@ -163,7 +162,6 @@ struct alignas(64) thread_pool::worker {
   // Used by its own thread alone, but for the ring.
   detail::work_ring ring;
   thread_pool* pool = nullptr;
-  bool diverts = false;  // its pushes go to the shard, behind what waits there for room in the ring
   detail::polling_pace pace;
   std::size_t index = 0;
   nanoseconds spin_until = 0;  // the deadline for which it woke up a little early
@@ -237,7 +235,7 @@ inline bool thread_pool::execute(std::coroutine_handle<> handle) noexcept {
   worker* const self = own_worker();
   if (self == nullptr) return post({&handle, 1});
   if (stopped_.load(std::memory_order_relaxed)) return false;
-  if (self->diverts || !self->ring.push(handle)) [[unlikely]] return queue(*self, {&handle, 1});
+  if (!self->ring.push(handle)) return false;
   wake_one_soon();
   return true;
 }
@@ -246,17 +244,14 @@ inline bool thread_pool::execute_all(handles all) noexcept {
   worker* const self = own_worker();
   if (self == nullptr) return post(all);
   if (stopped_.load(std::memory_order_relaxed)) return false;
-  if (self->diverts || !self->ring.push(all.data(), all.size())) {
-    if (!queue(*self, all)) return false;
-  }
+  if (!self->ring.push(all.data(), all.size())) return false;
   if (sleepers_.counts.anyone_sleeps()) sleepers_.wake_some(all.size(), self->index);
   return true;
 }
 
 inline bool thread_pool::take_back(std::coroutine_handle<> handle) noexcept {
   worker* const self = own_worker();
-  if (self == nullptr) return false;
-  return (self->diverts && self->shard.take_back(handle)) || self->ring.take_back(handle);
+  return self != nullptr && self->ring.take_back(handle);
 }
 
 inline void thread_pool::stop() noexcept {
@@ -283,15 +278,6 @@ inline bool thread_pool::post(handles all) noexcept {
   return true;
 }
 
-/// A worker's own, where the ring has no room, or something waits for room already. Until that is gone, all that the
-/// worker pushes goes behind it.
-inline bool thread_pool::queue(worker& self, handles all) noexcept {
-  if (self.shard.push(all) == tell::refused) return false;
-  self.diverts = true;
-  wake_one_soon();
-  return true;
-}
-
 // ---- A worker's loop ----
 
 inline void thread_pool::work(worker& self) {
@@ -306,14 +292,16 @@ inline void thread_pool::work(worker& self) {
 
 /// What to resume now; sleeps while there is nothing; null: the pool has stopped and all is done.
 inline std::coroutine_handle<> thread_pool::next(worker& self) {
-  if (self.pace.tick(timers_seen_.load(std::memory_order_relaxed))) [[unlikely]] look_around(self);
+  if (self.pace.tick(timers_seen_.load(std::memory_order_relaxed))) [[unlikely]] {
+    if (const auto handle = look_around(self)) return handle;
+  }
   if (const auto handle = self.ring.pop()) return handle;
   return search(self);
 }
 
-/// While busy: fills the ring with what is due or queued in the own shard, after a little from one of the others, whose
-/// worker may be computing for long. What the ring has no room for waits, and what is pushed from now on goes behind it.
-inline void thread_pool::look_around(worker& self) noexcept {
+/// While busy: takes what is due or queued in the own shard, and a little from one of the others, whose worker may be
+/// computing for long. The first of it is resumed at once, the rest goes behind what is in the ring.
+inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
   nanoseconds now = timer_queue::immediately;
   if (timers_seen_.load(std::memory_order_relaxed)) {
     now = detail::steady_now();
@@ -321,18 +309,21 @@ inline void thread_pool::look_around(worker& self) noexcept {
   } else {
     self.pace.looked_around();
   }
-  const auto fill_from = [&](worker& from, std::size_t most) {
-    const std::size_t count = from.shard.take(self.taken, std::min(most, self.ring.room()), now, &from != &self);
-    keep(self, 0, count);
-    return count > 0;
+  std::coroutine_handle<> first;
+  const auto take_from = [&](worker& from, std::size_t most) {
+    if (!from.shard.has_work(now)) return;
+    most = std::min(most, self.ring.make_room(most) + (first ? 0 : 1));
+    const std::size_t count = from.shard.take(self.taken, most, now, &from != &self);
+    const std::size_t kept_from = first ? 0 : 1;
+    if (count > 0 && !first) first = self.taken[0];
+    keep(self, kept_from, count);
   };
+  take_from(self, batch);
   if (workers_.size() > 1) {
     self.neighbour = self.neighbour + 1 < workers_.size() ? self.neighbour + 1 : 0;
-    worker& other = *workers_[self.neighbour];
-    if (&other != &self && other.shard.has_work(now)) fill_from(other, batch / 4);
+    if (self.neighbour != self.index) take_from(*workers_[self.neighbour], batch / 4);
   }
-  while (self.shard.has_work(now) && fill_from(self, batch)) {}
-  self.diverts = self.shard.has_work(now);
+  return first;
 }
 
 /// The own ring is empty: looks everywhere else, sleeps if there is nothing.
@@ -343,7 +334,6 @@ inline std::coroutine_handle<> thread_pool::search(worker& self) {
     if (const std::size_t count = find(self, now)) {
       const std::coroutine_handle<> first = self.taken[0];
       keep(self, 1, count);
-      self.diverts = self.shard.has_work(now);
       self.pace.restart();
       self.naps = 0;
       after_search(now);
@@ -389,7 +379,7 @@ inline std::size_t thread_pool::find(worker& self, nanoseconds now) noexcept {
   return 0;
 }
 
-/// Moves self.taken[first, end) to the own ring, which has room for it.
+/// Moves self.taken[first, end) to the own ring, where room was made for it.
 inline void thread_pool::keep(worker& self, std::size_t first, std::size_t end) noexcept {
   if (first >= end) return;
   self.ring.push(self.taken.data() + first, end - first);

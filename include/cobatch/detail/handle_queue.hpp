@@ -33,13 +33,6 @@ class handle_queue {
     return handle;
   }
 
-  /// Removes `handle` if it is the newest; true if so.
-  bool take_back(std::coroutine_handle<> handle) noexcept {
-    if (empty() || slot(size_ - 1) != handle) return false;
-    --size_;
-    return true;
-  }
-
   /// The handle at `index`, removed; the oldest takes its place. Requires: index < size().
   std::coroutine_handle<> pop_at(std::size_t index) noexcept {
     std::swap(slot(0), slot(index));

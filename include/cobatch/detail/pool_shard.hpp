@@ -16,8 +16,8 @@
 
 namespace cobatch::detail {
 
-/// What one worker of a pool shares with everybody, beside its ring: a queue for what comes from other threads and
-/// what the ring has no room for, and its timers.
+/// What one worker of a pool shares with everybody, beside its ring: a queue for what comes from other threads, and
+/// its timers.
 ///
 /// While its worker sleeps, that minds the shard's deadlines itself; while it is awake it may be computing for long,
 /// and the others mind them: deadline() is what they need to know.
@@ -53,14 +53,6 @@ class pool_shard {
           return asleep_ ? tell_owner(timer_queue::immediately) : tell::others;
         },
         [] { return tell::refused; });
-  }
-
-  /// Removes `handle` if it is the newest in the queue; true if so.
-  bool take_back(std::coroutine_handle<> handle) noexcept {
-    const std::lock_guard lock(mutex_);
-    if (!queued_.take_back(handle)) return false;
-    if (queued_.empty()) has_queued_.store(false);
-    return true;
   }
 
   /// Sets a timer. `refused`: it, or everything, was stopped before. May throw std::bad_alloc, and has then changed
