@@ -447,7 +447,7 @@ inline bool thread_pool::any_ring_has_work() const noexcept {
 
 inline auto thread_pool::earliest_to_mind() const noexcept -> nanoseconds {
   nanoseconds earliest = timer_queue::never;
-  for (const auto& each : workers_) earliest = std::min(earliest, each->shard.deadline());
+  for (const auto& each : workers_) earliest = std::min(earliest, each->shard.deadline_to_mind());
   return earliest;
 }
 
@@ -534,7 +534,7 @@ inline void thread_pool::attend(worker& owner, tell whom) noexcept {
   if (whom == tell::owner) {
     sleepers_.tell(owner.sleep);
   } else if (whom == tell::others && sleepers_.counts.anyone_sleeps()) {
-    const nanoseconds deadline = owner.shard.deadline();
+    const nanoseconds deadline = owner.shard.deadline_to_mind();
     if (deadline < sleepers_.keeper_wakes_at()) sleepers_.mind(deadline);
   }
 }

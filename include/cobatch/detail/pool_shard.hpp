@@ -19,8 +19,8 @@ namespace cobatch::detail {
 /// What one worker of a pool shares with everybody, beside its ring: a queue for what comes from other threads, and
 /// its timers.
 ///
-/// While its worker sleeps, that minds the shard's deadlines itself; while it is awake it may be computing for long,
-/// and the others mind them: deadline() is what they need to know.
+/// Anybody takes what is due. While its worker sleeps, that minds the shard's deadlines itself; while it is awake it may
+/// be computing for long, and the others mind them: deadline_to_mind() is what they need to know.
 ///
 /// Thread safety: everything from any thread, unless it says that it is its worker's. No call lasts long.
 class pool_shard {
@@ -33,8 +33,8 @@ class pool_shard {
   /// Whether something is queued. Sequentially consistent with push().
   bool has_queued() const noexcept { return has_queued_.load(); }
 
-  /// The earliest deadline that others have to mind. Sequentially consistent with whatever changes it.
-  nanoseconds deadline() const noexcept { return deadline_.load(); }
+  /// The earliest deadline, if others have to mind it. Sequentially consistent with whatever changes it, and get_up().
+  nanoseconds deadline_to_mind() const noexcept { return asleep_.load() ? timer_queue::never : deadline_.load(); }
 
   /// A hint: something could be taken at this moment.
   bool has_work(nanoseconds now) const noexcept {
@@ -50,7 +50,7 @@ class pool_shard {
           queued_.reserve_more(handles.size());
           for (const std::coroutine_handle<> handle : handles) queued_.push(handle);
           has_queued_.store(true);
-          return asleep_ ? tell_owner(timer_queue::immediately) : tell::others;
+          return is_asleep() ? tell_owner(timer_queue::immediately) : tell::others;
         },
         [] { return tell::refused; });
   }
@@ -102,17 +102,15 @@ class pool_shard {
   /// Its worker goes to sleep; until when it may. From now on it is told of what is earlier.
   nanoseconds lie_down() noexcept {
     const std::lock_guard lock(mutex_);
-    asleep_ = true;
+    asleep_.store(true);
     wakes_at_ = queued_.empty() ? earliest() : timer_queue::immediately;
-    publish();
     return wakes_at_;
   }
 
   /// Its worker is awake.
   void get_up() noexcept {
     const std::lock_guard lock(mutex_);
-    asleep_ = false;
-    publish();
+    asleep_.store(false);
   }
 
   /// Refuses everything from now on; all timers are due at once, as stopped ones.
@@ -142,22 +140,23 @@ class pool_shard {
   /// After a change of the timers.
   tell publish() noexcept {
     const nanoseconds first = earliest();
-    const nanoseconds published = asleep_ ? timer_queue::never : first;
     const nanoseconds before = deadline_.load(std::memory_order_relaxed);
-    // Written only where it changes: others read the line.
-    if (published != before) deadline_.store(published);
-    if (asleep_) return tell_owner(first);
-    return published < before ? tell::others : tell::nobody;
+    if (first == before) return tell::nobody;  // others read the line
+    deadline_.store(first);
+    if (first > before) return tell::nobody;
+    return is_asleep() ? tell_owner(first) : tell::others;
   }
 
-  // Both written under mutex_, read by everybody, busy workers as a hint, others before they sleep: see "Sleeping and
+  bool is_asleep() const noexcept { return asleep_.load(std::memory_order_relaxed); }
+
+  // All written under mutex_, read by everybody, busy workers as a hint, others before they sleep: see "Sleeping and
   // waking" in thread_pool.hpp.
-  std::atomic<nanoseconds> deadline_{timer_queue::never};
+  std::atomic<nanoseconds> deadline_{timer_queue::never};  // the earliest
   std::atomic<bool> has_queued_{false};
+  std::atomic<bool> asleep_{false};
 
   line_gap gap_;
   brief_mutex mutex_;  // guards what follows
-  bool asleep_ = false;
   bool stopped_ = false;
   nanoseconds wakes_at_ = timer_queue::never;  // while asleep: no later than that, or it was told to look
   handle_queue queued_;
