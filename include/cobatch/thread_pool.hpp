@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <coroutine>
@@ -21,14 +20,13 @@
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
-#include <cobatch/detail/polling_pace.hpp>
 #include <cobatch/detail/pool_shard.hpp>
+#include <cobatch/detail/pool_worker.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/sleeping_workers.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
-#include <cobatch/detail/work_ring.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -107,12 +105,11 @@ class thread_pool {
   using nanoseconds = timer_queue::nanoseconds;
   using handles = std::span<const std::coroutine_handle<>>;
   using tell = detail::pool_shard::tell;
-  struct worker;
+  using worker = detail::pool_worker;
   enum class gate : unsigned char { closed, open, abandoned };
   enum class parked : unsigned char { not_at_all, woken, looks, leave };
 
   static constexpr int search_turns = 7;
-  static constexpr std::size_t batch = 64;            // handles moved at once
   static constexpr nanoseconds shortest_nap = 50'000;  // of the one on watch
   static constexpr nanoseconds patience = 50'000;      // with a worker that has just woken up, before others help
 
@@ -129,8 +126,6 @@ class thread_pool {
   std::coroutine_handle<> next(worker& self);
   std::coroutine_handle<> look_around(worker& self) noexcept;
   std::coroutine_handle<> search(worker& self);
-  std::size_t find(worker& self, nanoseconds now) noexcept;
-  void keep(worker& self, std::size_t first, std::size_t end) noexcept;
   parked park(worker& self);
   nanoseconds watch(worker& self) noexcept;
   void after_search(nanoseconds now) noexcept;
@@ -158,29 +153,6 @@ class thread_pool {
 
 // ---- Implementation ----
 
-struct alignas(64) thread_pool::worker {
-  // Used by its own thread alone, but for the ring.
-  detail::work_ring ring;
-  thread_pool* pool = nullptr;
-  detail::polling_pace pace;
-  std::size_t index = 0;
-  nanoseconds spin_until = 0;  // the deadline for which it woke up a little early
-  std::size_t victim = 0;      // where it stole last
-  std::size_t neighbour = 0;   // at whose shard it looked last while it was busy
-  unsigned naps = 0;           // since it last found something
-  detail::work_ring::glance glance;
-  std::array<std::coroutine_handle<>, batch> taken;  // on the way to here from elsewhere
-  std::thread thread;
-
-  detail::line_gap gap;
-  detail::pool_shard shard;
-  // Held by a thread that is not the pool's while it is inside a call that has to do with this shard. What it hands
-  // over may run and let somebody destroy the pool meanwhile: the destructor waits for it here.
-  detail::brief_mutex visited;
-
-  detail::sleeping_workers::sleeper sleep;
-};
-
 inline thread_pool::thread_pool(std::size_t threads) {
   if (threads == 0) detail::throw_or_fail<std::invalid_argument>("a thread_pool needs at least one thread");
   if (threads > detail::idle_count::most) {
@@ -195,9 +167,7 @@ inline thread_pool::thread_pool(std::size_t threads) {
         workers_.reserve(threads);
         sleepers_.reserve(threads);
         for (std::size_t i = 0; i < threads; ++i) {
-          worker& added = *workers_.emplace_back(std::make_unique<worker>());
-          added.pool = this;
-          added.index = added.victim = added.neighbour = i;
+          worker& added = *workers_.emplace_back(std::make_unique<worker>(this, i));
           added.thread = std::thread([this, &added] { work(added); });
         }
         if (threads == 1) workers_[0]->ring.never_stolen_from();
@@ -299,8 +269,7 @@ inline std::coroutine_handle<> thread_pool::next(worker& self) {
   return search(self);
 }
 
-/// While busy: takes what is due or queued in the own shard, and a little from one of the others, whose worker may be
-/// computing for long. The first of it is resumed at once, the rest goes behind what is in the ring.
+/// While busy: takes a batch of what is due or queued; the first of it, to be resumed at once.
 inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
   nanoseconds now = timer_queue::immediately;
   if (timers_seen_.load(std::memory_order_relaxed)) {
@@ -309,20 +278,8 @@ inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
   } else {
     self.pace.looked_around();
   }
-  std::coroutine_handle<> first;
-  const auto take_from = [&](worker& from, std::size_t most) {
-    if (!from.shard.has_work(now)) return;
-    most = std::min(most, self.ring.make_room(most) + (first ? 0 : 1));
-    const std::size_t count = from.shard.take(self.taken, most, now, &from != &self);
-    const std::size_t kept_from = first ? 0 : 1;
-    if (count > 0 && !first) first = self.taken[0];
-    keep(self, kept_from, count);
-  };
-  take_from(self, batch);
-  if (workers_.size() > 1) {
-    self.neighbour = self.neighbour + 1 < workers_.size() ? self.neighbour + 1 : 0;
-    if (self.neighbour != self.index) take_from(*workers_[self.neighbour], batch / 4);
-  }
+  const std::coroutine_handle<> first = self.take_shared(workers_, now);
+  if (first) wake_one_soon();  // for the rest of it
   return first;
 }
 
@@ -331,13 +288,11 @@ inline std::coroutine_handle<> thread_pool::search(worker& self) {
   sleepers_.counts.begin_search();
   for (int turn = 0;;) {
     const nanoseconds now = detail::steady_now();
-    if (const std::size_t count = find(self, now)) {
-      const std::coroutine_handle<> first = self.taken[0];
-      keep(self, 1, count);
+    if (const std::coroutine_handle<> found = self.find(workers_, now)) {
       self.pace.restart();
       self.naps = 0;
       after_search(now);
-      return first;
+      return found;
     }
     if (now < self.spin_until) {
       for (int i = 0; i < 8; ++i) detail::spin_pause();
@@ -351,39 +306,6 @@ inline std::coroutine_handle<> thread_pool::search(worker& self) {
       turn = outcome == parked::woken ? 0 : outcome == parked::looks ? search_turns : search_turns - 1;
     }
   }
-}
-
-/// Takes a batch from wherever there is something; how many. The own ring is empty.
-inline std::size_t thread_pool::find(worker& self, nanoseconds now) noexcept {
-  const std::size_t caller = self.sleep.take_caller();
-  if (caller != detail::sleeping_workers::nobody) {
-    worker& asks = *workers_[caller];
-    if (const std::size_t count = asks.ring.steal_one(self.taken)) return count;
-    if (asks.shard.has_queued()) {
-      if (const std::size_t count = asks.shard.take(self.taken, 1, now, true)) return count;
-    }
-  }
-  if (self.shard.has_work(now)) {
-    if (const std::size_t count = self.shard.take(self.taken, batch, now, false)) return count;
-  }
-  if (workers_.size() == 1) return 0;
-  for (std::size_t i = 0; i < workers_.size(); ++i) {
-    self.victim = self.victim + 1 < workers_.size() ? self.victim + 1 : 0;
-    worker& victim = *workers_[self.victim];
-    if (&victim == &self) continue;
-    if (victim.shard.has_work(now)) {
-      if (const std::size_t count = victim.shard.take(self.taken, batch, now, true)) return count;
-    }
-    if (const std::size_t count = victim.ring.steal(self.taken, self.glance, now)) return count;
-  }
-  return 0;
-}
-
-/// Moves self.taken[first, end) to the own ring, where room was made for it.
-inline void thread_pool::keep(worker& self, std::size_t first, std::size_t end) noexcept {
-  if (first >= end) return;
-  self.ring.push(self.taken.data() + first, end - first);
-  wake_one_soon();
 }
 
 // ---- Sleeping and waking ----
@@ -527,7 +449,9 @@ inline void thread_pool::stop_timer(detail::timer_node& node) noexcept {
   }
 }
 
-inline void thread_pool::erase_timer(detail::timer_node& node) noexcept { workers_[node.shard]->shard.erase(node); }
+inline void thread_pool::erase_timer(detail::timer_node& node) noexcept {
+  workers_[node.shard]->shard.erase(node);
+}
 
 /// After a change of the owner's timers.
 inline void thread_pool::attend(worker& owner, tell whom) noexcept {

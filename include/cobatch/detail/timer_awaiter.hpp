@@ -40,7 +40,8 @@ class [[nodiscard]] timer_awaiter {
     node_.handle = handle;
     sleeps_ = true;
     // Before the callback, which looks for the node there.
-    if constexpr (requires { owner_->choose_shard(); }) node_.shard = static_cast<std::uint32_t>(owner_->choose_shard());
+    if constexpr (requires { owner_->choose_shard(); })
+      node_.shard = static_cast<std::uint32_t>(owner_->choose_shard());
     // First the callback, then the queue: a stop between the two finds the timer idle, and add_timer() refuses it.
     if (token_.stop_possible()) callback_.emplace(token_, stopper{this});
     return owner_->add_timer(node_, delay_.count());  // if true, *this may be gone

@@ -118,8 +118,8 @@ class timer_queue {
     for (std::size_t i = 0; i < runs_.size(); ++i) {
       if (runs_[i].empty()) {
         if (chosen == runs_.size()) chosen = i;
-      } else if (runs_[i].fits(deadline) && (chosen == runs_.size() || runs_[chosen].empty() ||
-                                             runs_[chosen].fits(runs_[i].back().deadline))) {
+      } else if (runs_[i].fits(deadline) &&
+                 (chosen == runs_.size() || runs_[chosen].empty() || runs_[chosen].fits(runs_[i].back().deadline))) {
         chosen = i;
       }
     }

@@ -42,7 +42,8 @@ class work_ring {
     const std::uint32_t tail = tail_.load(std::memory_order_relaxed);
     // acquire: pairs with the release of whoever claimed the slots that are about to be overwritten.
     const std::uint32_t size = tail - position(head_.load(std::memory_order_acquire));
-    if (size + count > own_mask_ + std::size_t{1} && !grow(tail - size, size, count)) [[unlikely]] return false;
+    if (size + count > own_mask_ + std::size_t{1} && !grow(tail - size, size, count)) [[unlikely]]
+      return false;
     for (std::uint32_t i = 0; i < count; ++i) {
       own_slots_[(tail + i) & own_mask_].store(handles[i].address(), std::memory_order_relaxed);
     }
