@@ -240,10 +240,12 @@ inline bool thread_pool::post(handles all) noexcept {
   if (whom == tell::refused) return false;
   if (all.size() > 1 && sleepers_.counts.anyone_sleeps()) {
     sleepers_.wake_some(all.size(), target.index);
-  } else if (whom == tell::owner) {
-    sleepers_.wake(target.sleep);
   } else if (sleepers_.counts.wake_needed()) {
-    sleepers_.wake_one();
+    if (whom == tell::owner) {
+      sleepers_.wake(target.sleep);
+    } else {
+      sleepers_.wake_one();
+    }
   }
   return true;
 }
@@ -269,7 +271,7 @@ inline std::coroutine_handle<> thread_pool::next(worker& self) {
   return search(self);
 }
 
-/// While busy: takes a batch of what is due or queued; the first of it, to be resumed at once.
+/// While busy: lets what is due or queued queue up in the ring; null, or what to resume before that.
 inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
   nanoseconds now = timer_queue::immediately;
   if (timers_seen_.load(std::memory_order_relaxed)) {
@@ -279,7 +281,7 @@ inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
     self.pace.looked_around();
   }
   const std::coroutine_handle<> first = self.take_shared(workers_, now);
-  if (first) wake_one_soon();  // for the rest of it
+  if (!self.ring.empty()) wake_one_soon();
   return first;
 }
 

@@ -41,7 +41,7 @@ class pool_shard {
     return has_queued_.load(std::memory_order_relaxed) || deadline_.load(std::memory_order_relaxed) <= now;
   }
 
-  /// Queues all, or none and `refused`: after stop(), or without memory. `owner`: it sleeps and has not been told yet.
+  /// Queues all, or none and `refused`: after stop(), or without memory. `owner`: its worker sleeps.
   tell push(std::span<const std::coroutine_handle<>> handles) noexcept {
     return guarded(
         [&] {
@@ -50,7 +50,7 @@ class pool_shard {
           queued_.reserve_more(handles.size());
           for (const std::coroutine_handle<> handle : handles) queued_.push(handle);
           has_queued_.store(true);
-          return is_asleep() ? tell_owner(timer_queue::immediately) : tell::others;
+          return is_asleep() ? tell::owner : tell::others;
         },
         [] { return tell::refused; });
   }

@@ -30,9 +30,9 @@ struct alignas(cache_line) pool_worker {
   pool_worker(const void* owner, std::size_t number)
       : pool(owner), index(number), victim_(number), neighbour_(number) {}
 
-  /// While busy: takes a batch of what is due or queued in the own shard, and a little from one of the others, whose
-  /// worker may be computing for long. The first of it is returned, to be resumed at once, so that it does not wait for
-  /// all that is in the ring; the rest goes behind that.
+  /// While busy: moves a batch of what is due or queued in the own shard to the ring, behind what is in it, and a little
+  /// from one of the others, whose worker may be computing for long. Returns what is to be resumed at once because there
+  /// is no room for it; mostly null.
   std::coroutine_handle<> take_shared(all_workers all, nanoseconds now) noexcept;
 
   /// With an empty ring: takes a batch from wherever there is something. The first of it is returned, the rest is in
@@ -68,19 +68,21 @@ struct alignas(cache_line) pool_worker {
 // ---- Implementation ----
 
 inline std::coroutine_handle<> pool_worker::take_shared(all_workers all, nanoseconds now) noexcept {
-  // What is taken must not be lost, without memory for a larger ring either: the one that is returned needs no room.
-  const auto take_from = [&](pool_shard& from, std::size_t most, std::size_t returned) -> std::coroutine_handle<> {
-    if (!from.has_work(now)) return nullptr;
-    most = std::min(most, ring.make_room(most) + returned);
-    return keep_all_but_first(from.take(taken_, most, now, &from != &shard));
-  };
-  const std::coroutine_handle<> first = take_from(shard, batch, 1);
-  if (all.size() == 1) return first;
+  if (shard.has_work(now)) {
+    const std::size_t room = ring.make_room(batch);
+    const std::size_t count = shard.take(taken_, std::min(batch, std::max<std::size_t>(room, 1)), now, false);
+    if (room == 0) return count > 0 ? taken_[0] : nullptr;  // no memory for a larger ring
+    ring.push(taken_.data(), count);
+  }
+  if (all.size() == 1) return nullptr;
   neighbour_ = neighbour_ + 1 < all.size() ? neighbour_ + 1 : 0;
-  if (neighbour_ == index) return first;
-  const std::coroutine_handle<> other = take_from(all[neighbour_]->shard, batch / 4, first ? 0 : 1);
-  if (first && other) ring.push(other);
-  return first ? first : other;
+  if (neighbour_ == index) return nullptr;
+  pool_shard& other = all[neighbour_]->shard;
+  if (other.has_work(now)) {
+    const std::size_t most = std::min(batch / 4, ring.make_room(batch / 4));
+    ring.push(taken_.data(), other.take(taken_, most, now, true));
+  }
+  return nullptr;
 }
 
 inline std::coroutine_handle<> pool_worker::find(all_workers all, nanoseconds now) noexcept {

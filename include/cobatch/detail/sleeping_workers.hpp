@@ -57,7 +57,7 @@ class sleeping_workers {
   /// Wakes one if that is still needed, see idle_count.
   void wake_one() noexcept;
 
-  /// Wakes this one, if it sleeps.
+  /// Likewise, this one, if it sleeps.
   void wake(sleeper& one) noexcept;
 
   /// Makes this one look at its deadlines, if it sleeps. It may come too late, and is then harmless.
@@ -120,7 +120,7 @@ inline void sleeping_workers::wake_one() noexcept {
 inline void sleeping_workers::wake(sleeper& one) noexcept {
   {
     const std::lock_guard lock(mutex_);
-    if (one.place_ == nobody) return;
+    if (one.place_ == nobody || !counts.wake_needed()) return;
     remove(one);
   }
   ring(one);
