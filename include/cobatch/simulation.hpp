@@ -97,7 +97,9 @@ class simulation {
     return !draining_ && timers_.add(node, detail::timer_queue::deadline_after(now_, delay));
   }
   void stop_timer(detail::timer_node& node);
-  void erase_timer(detail::timer_node& node) noexcept { timers_.erase(node); }
+  void erase_timer(detail::timer_node& node) noexcept {
+    if (node.linked()) timers_.erase(node);
+  }
 
   bool resume_one();
   void make_due_ready();

@@ -1,31 +1,32 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <stdexcept>
 #include <stop_token>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
-#include <cobatch/detail/handle_queue.hpp>
-#include <cobatch/detail/idle_count.hpp>
-#include <cobatch/detail/polling_pace.hpp>
+#include <cobatch/detail/pool_shard.hpp>
+#include <cobatch/detail/pool_worker.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/sleeping_workers.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
-#include <cobatch/detail/work_ring.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -36,17 +37,21 @@ template <>
 inline constexpr const char* executor_blocks<thread_pool> = "a thread_pool worker";
 }
 
-/// An executor of several threads: a queue each, work stealing between them, timers; an idle pool uses no CPU.
+/// An executor of several threads: a queue and timers each, work stealing between them; an idle pool uses no CPU.
 ///
-/// Order: a coroutine that reschedules itself goes behind all that is queued on its thread and starves nobody.
+/// Order: a coroutine that reschedules itself goes behind all that is queued on its thread and starves nobody, however
+/// much that is: what is due and what comes from outside gets its turn as well.
 /// Lifetime: the destructor is stop() and then waits until all that is queued has run, so no frame is lost. It must
 /// not run on one of the pool's own threads.
 /// Thread safety: everything from any thread; execute() may race with the end of the coroutine that it hands over,
 /// even if that is what lets another thread destroy the pool.
 class thread_pool {
  public:
+  static constexpr std::size_t npos = std::numeric_limits<std::size_t>::max();
+
   /// Starts the threads.
-  /// Errors: std::invalid_argument if `threads` is 0; std::system_error if one cannot be started.
+  /// Errors: std::invalid_argument if `threads` is 0, or more than a million or so; std::system_error if one cannot be
+  /// started.
   explicit thread_pool(std::size_t threads = std::max(1u, std::thread::hardware_concurrency()));
   thread_pool(const thread_pool&) = delete;
   thread_pool& operator=(const thread_pool&) = delete;
@@ -55,11 +60,28 @@ class thread_pool {
   /// Queues the handle; false after stop(), or where there is no memory to queue it: it was not taken.
   ///
   /// Resumes: on a pool thread, never inside execute().
-  /// Allocates: nothing, but where its queue of work from outside grows.
+  /// Allocates: nothing, but where a queue grows beyond its largest size so far.
   bool execute(std::coroutine_handle<> handle) noexcept;
 
+  /// execute() for many at once; false: none of them was taken. As many sleeping threads as there are handles are woken
+  /// directly, not one by the other, and each takes one of them.
+  bool execute_all(std::span<const std::coroutine_handle<>> handles) noexcept;
+
+  /// Takes back what the calling thread has queued: true if `handle` is the newest of it and nobody has begun with it.
+  /// The caller owns it again. False on any other thread than the pool's own.
+  ///
+  /// Complexity: constant, and no lock.
+  bool take_back(std::coroutine_handle<> handle) noexcept;
+
   /// The number of threads.
-  std::size_t concurrency() const noexcept { return size_; }
+  std::size_t concurrency() const noexcept { return workers_.size(); }
+
+  /// How many of them have nothing to do right now: a hint, as it may have changed by the time it is looked at. It is
+  /// cheap: what it reads changes only where a thread runs out of work or finds some.
+  std::size_t idle() const noexcept { return sleepers_.counts.idle(); }
+
+  /// Which of the pool's threads this is, from 0 to concurrency() - 1; npos on any other.
+  std::size_t worker_index() const noexcept;
 
   /// `co_await pool.schedule()` goes on on the pool, behind what is queued on this thread.
   schedule_awaiter<thread_pool> schedule() noexcept { return schedule_awaiter<thread_pool>(*this); }
@@ -80,137 +102,159 @@ class thread_pool {
  private:
   friend detail::timer_awaiter<thread_pool>;
   using timer_queue = detail::timer_queue;
-  struct worker;
-  enum class parked : unsigned char { not_at_all, woken, leave };
-  static constexpr int search_turns = 7;
-  static constexpr std::size_t batch = 64;  // handles moved at once
-  using handles = std::array<std::coroutine_handle<>, batch>;
+  using nanoseconds = timer_queue::nanoseconds;
+  using handles = std::span<const std::coroutine_handle<>>;
+  using tell = detail::pool_shard::tell;
+  using worker = detail::pool_worker;
+  enum class gate : unsigned char { closed, open, abandoned };
+  enum class parked : unsigned char { not_at_all, woken, looks, leave };
 
-  bool add_timer(detail::timer_node& node, timer_queue::nanoseconds delay);
-  void stop_timer(detail::timer_node& node);
-  void erase_timer(detail::timer_node& node);
+  static constexpr int search_turns = 7;
+  static constexpr nanoseconds shortest_nap = 50'000;  // of the one on watch
+  static constexpr nanoseconds patience = 50'000;      // with a worker that has just woken up, before others help
+
+  // For the timers' awaiter.
+  std::size_t choose_shard() const noexcept;
+  bool add_timer(detail::timer_node& node, nanoseconds delay);
+  void stop_timer(detail::timer_node& node) noexcept;
+  void erase_timer(detail::timer_node& node) noexcept;
+
+  worker* own_worker() const noexcept;
+  bool post(handles all) noexcept;
 
   void work(worker& self);
   std::coroutine_handle<> next(worker& self);
+  std::coroutine_handle<> look_around(worker& self) noexcept;
   std::coroutine_handle<> search(worker& self);
-  std::size_t take_shared(worker& self) noexcept;
-  std::size_t steal(worker& self) noexcept;
-  void keep(worker& self, std::size_t first, std::size_t end) noexcept;
-  void after_search() noexcept;
   parked park(worker& self);
-  bool any_ring_has_work() const noexcept;
+  nanoseconds watch(worker& self) noexcept;
+  void after_search(nanoseconds now) noexcept;
 
-  bool inject(worker* self, std::coroutine_handle<> handle) noexcept;
-  void wake_one_if_needed() noexcept;
-  void update_deadline() noexcept;
+  bool anything_queued() const noexcept;
+  bool any_ring_has_work() const noexcept;
+  nanoseconds earliest_to_mind() const noexcept;
+  void wake_one_soon() noexcept;
+  void attend(worker& owner, tell whom) noexcept;
 
   // The worker that this thread is, of whatever pool.
   static inline thread_local constinit worker* this_worker_ = nullptr;
 
-  std::size_t size_;
-  std::unique_ptr<worker[]> workers_;
-
-  // Read on every push and at every turn of a worker's loop, seldom written. `idle` is atomic; the rest of it is
-  // guarded by mutex_.
-  detail::line_gap gap_before_;
-  detail::sleeping_workers sleepers_;
-  // The earliest deadline; written under mutex_. A hint, hence relaxed: before a worker sleeps it asks timers_.
-  std::atomic<timer_queue::nanoseconds> next_deadline_{timer_queue::never};
-  // Whether injected_ holds something; written under mutex_, read as a hint by busy workers and in after_search().
-  std::atomic<bool> has_injected_{false};
-  // Written by stop() under mutex_. A worker that reads it late pushes as if before the stop, and runs it itself.
+  std::vector<std::unique_ptr<worker>> workers_;  // complete before the gate opens
+  std::atomic<gate> gate_{gate::closed};          // written by the constructor, read by each thread at its start
+  // Set by stop(), for good. A worker that reads it late pushes as if before the stop, and runs it itself.
   std::atomic<bool> stopped_{false};
+  // Set with the first timer, for good. Read before every resumption, as a hint: the clock is read only if it is set.
+  std::atomic<bool> timers_seen_{false};
+  std::mutex stopping_;  // held by stop() until it touches nothing any more
 
-  detail::line_gap gap_behind_;
-  std::mutex mutex_;               // guards what follows, and sleepers_
-  detail::handle_queue injected_;  // from other threads, and what does not fit into a ring
-  timer_queue timers_;
+  detail::line_gap gap_;
+  detail::sleeping_workers sleepers_;  // its counts are read on every push
 };
 
 // ---- Implementation ----
 
-struct alignas(64) thread_pool::worker {
-  detail::work_ring ring;
-  thread_pool* pool = nullptr;
-  detail::polling_pace pace;
-  timer_queue::nanoseconds spin_until = 0;  // the deadline for which it woke up a little early
-  std::size_t victim = 0;                   // where it stole last
-  detail::work_ring::lone_item lone;
-  handles taken;  // on the way to here from elsewhere
-  std::thread thread;
-  detail::sleeping_workers::sleeper sleep;
-};
-
-inline thread_pool::thread_pool(std::size_t threads) : size_(threads) {
+inline thread_pool::thread_pool(std::size_t threads) {
   if (threads == 0) detail::throw_or_fail<std::invalid_argument>("a thread_pool needs at least one thread");
-  workers_ = std::make_unique<worker[]>(threads);
-  if (threads == 1) workers_[0].ring.never_stolen_from();
-  sleepers_.reserve(threads);
+  if (threads > detail::idle_count::most) {
+    detail::throw_or_fail<std::invalid_argument>("a thread_pool cannot have so many threads; a negative number?");
+  }
+  const auto open = [&](gate to) {
+    gate_.store(to);
+    gate_.notify_all();
+  };
   detail::guarded(
       [&] {
+        workers_.reserve(threads);
+        sleepers_.reserve(threads);
         for (std::size_t i = 0; i < threads; ++i) {
-          workers_[i].pool = this;
-          workers_[i].victim = i;
-          workers_[i].thread = std::thread([this, i] { work(workers_[i]); });
+          worker& added = *workers_.emplace_back(std::make_unique<worker>(this, i));
+          added.thread = std::thread([this, &added] { work(added); });
         }
+        if (threads == 1) workers_[0]->ring.never_stolen_from();
+        open(gate::open);
       },
       [&] {
-        stop();
-        for (std::size_t i = 0; i < threads && workers_[i].thread.joinable(); ++i) workers_[i].thread.join();
+        open(gate::abandoned);
+        for (const auto& each : workers_) {
+          if (each->thread.joinable()) each->thread.join();
+        }
         std::rethrow_exception(std::current_exception());
       });
 }
 
 inline thread_pool::~thread_pool() {
-  if (this_worker_ != nullptr && this_worker_->pool == this) {
+  if (own_worker() != nullptr) {
     detail::fail("a thread_pool was destroyed on one of its own threads, for the end of which it would have to wait");
   }
   stop();
-  for (std::size_t i = 0; i < size_; ++i) workers_[i].thread.join();
+  for (const auto& each : workers_) each->thread.join();
+  for (const auto& each : workers_) const std::lock_guard visitors_have_left(each->visited);
+}
+
+inline auto thread_pool::own_worker() const noexcept -> worker* {
+  worker* const self = this_worker_;
+  return self != nullptr && self->pool == this ? self : nullptr;
+}
+
+inline std::size_t thread_pool::worker_index() const noexcept {
+  const worker* const self = own_worker();
+  return self != nullptr ? self->index : npos;
 }
 
 inline bool thread_pool::execute(std::coroutine_handle<> handle) noexcept {
-  worker* const self = this_worker_;
-  if (self == nullptr || self->pool != this) return inject(nullptr, handle);
+  worker* const self = own_worker();
+  if (self == nullptr) return post({&handle, 1});
   if (stopped_.load(std::memory_order_relaxed)) return false;
-  if (!self->ring.push(handle)) return inject(self, handle);
-  wake_one_if_needed();
+  if (!self->ring.push(handle)) return false;
+  wake_one_soon();
   return true;
 }
 
-inline void thread_pool::stop() noexcept {
-  const std::lock_guard lock(mutex_);
-  if (stopped_.load(std::memory_order_relaxed)) return;
-  stopped_.store(true, std::memory_order_relaxed);
-  update_deadline();
-  while (sleepers_.wake_one()) {}
+inline bool thread_pool::execute_all(handles all) noexcept {
+  worker* const self = own_worker();
+  if (self == nullptr) return post(all);
+  if (stopped_.load(std::memory_order_relaxed)) return false;
+  if (!self->ring.push(all.data(), all.size())) return false;
+  if (sleepers_.counts.anyone_sleeps()) sleepers_.wake_some(all.size(), self->index);
+  return true;
 }
 
-/// Queues a handle under the mutex: one from outside, or one that does not fit into the ring of `self`, along with
-/// half of that ring. Nothing is touched after the unlock: the coroutine may already have let someone destroy the
-/// pool.
-inline bool thread_pool::inject(worker* self, std::coroutine_handle<> handle) noexcept {
-  return detail::guarded(
-      [&] {
-        const std::lock_guard lock(mutex_);
-        if (stopped_.load(std::memory_order_relaxed)) return false;
-        handles moved;
-        injected_.reserve_more(batch + 1);
-        if (self != nullptr) {
-          const std::size_t count = self->ring.take_half(moved);
-          for (std::size_t i = 0; i < count; ++i) injected_.push(moved[i]);
-        }
-        injected_.push(handle);
-        has_injected_.store(true);
-        if (sleepers_.idle.wake_needed()) sleepers_.wake_one();
-        return true;
-      },
-      [] { return false; });
+inline bool thread_pool::take_back(std::coroutine_handle<> handle) noexcept {
+  worker* const self = own_worker();
+  return self != nullptr && self->ring.take_back(handle);
+}
+
+inline void thread_pool::stop() noexcept {
+  const std::lock_guard lock(stopping_);
+  if (stopped_.load(std::memory_order_relaxed)) return;
+  stopped_.store(true);
+  for (const auto& each : workers_) each->shard.stop();
+  sleepers_.wake_some(workers_.size(), detail::sleeping_workers::nobody);
+}
+
+/// From outside: to one of the shards, so that threads that post at the same time rarely meet.
+inline bool thread_pool::post(handles all) noexcept {
+  worker& target = *workers_[choose_shard()];
+  const std::lock_guard visit(target.visited);
+  const tell whom = target.shard.push(all);
+  if (whom == tell::refused) return false;
+  if (all.size() > 1 && sleepers_.counts.anyone_sleeps()) {
+    sleepers_.wake_some(all.size(), target.index);
+  } else if (sleepers_.counts.wake_needed()) {
+    if (whom == tell::owner) {
+      sleepers_.wake(target.sleep);
+    } else {
+      sleepers_.wake_one();
+    }
+  }
+  return true;
 }
 
 // ---- A worker's loop ----
 
 inline void thread_pool::work(worker& self) {
+  gate_.wait(gate::closed);
+  if (gate_.load() == gate::abandoned) return;
   this_worker_ = &self;
   const detail::executor_scope scope(detail::ref(*this));
   detail::make_waits_punctual();
@@ -220,178 +264,204 @@ inline void thread_pool::work(worker& self) {
 
 /// What to resume now; sleeps while there is nothing; null: the pool has stopped and all is done.
 inline std::coroutine_handle<> thread_pool::next(worker& self) {
-  const bool timers = next_deadline_.load(std::memory_order_relaxed) != timer_queue::never;
-  if (self.pace.tick(timers)) [[unlikely]] {
-    if (timers) {
-      self.pace.looked_around(detail::steady_now());
-    } else {
-      self.pace.looked_around();
-    }
-    keep(self, 0, take_shared(self));
+  if (self.pace.tick(timers_seen_.load(std::memory_order_relaxed))) [[unlikely]] {
+    if (const auto handle = look_around(self)) return handle;
   }
   if (const auto handle = self.ring.pop()) return handle;
   return search(self);
 }
 
-/// Own ring is empty: looks everywhere else, sleeps if there is nothing.
+/// While busy: lets what is due or queued queue up in the ring; null, or what to resume before that.
+inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
+  nanoseconds now = timer_queue::immediately;
+  if (timers_seen_.load(std::memory_order_relaxed)) {
+    now = detail::steady_now();
+    self.pace.looked_around(now);
+  } else {
+    self.pace.looked_around();
+  }
+  const std::coroutine_handle<> first = self.take_shared(workers_, now);
+  if (!self.ring.empty()) wake_one_soon();
+  return first;
+}
+
+/// The own ring is empty: looks everywhere else, sleeps if there is nothing.
 inline std::coroutine_handle<> thread_pool::search(worker& self) {
-  sleepers_.idle.begin_search();
+  sleepers_.counts.begin_search();
   for (int turn = 0;;) {
-    std::size_t count = take_shared(self);
-    if (count == 0) count = steal(self);
-    if (count > 0) {
-      const std::coroutine_handle<> first = self.taken[0];
-      keep(self, 1, count);
+    const nanoseconds now = detail::steady_now();
+    if (const std::coroutine_handle<> found = self.find(workers_, now)) {
       self.pace.restart();
-      after_search();
-      return first;
+      self.naps = 0;
+      after_search(now);
+      return found;
     }
-    if (self.spin_until != 0 && detail::steady_now() < self.spin_until) {
-      detail::spin_pause();
+    if (now < self.spin_until) {
+      for (int i = 0; i < 8; ++i) detail::spin_pause();
     } else if (turn < search_turns) {
       // Rarer and rarer: each look takes cache lines away from those that work.
       for (int i = 0; i < 1 << turn; ++i) detail::spin_pause();
       ++turn;
     } else {
-      self.spin_until = 0;
       const parked outcome = park(self);
       if (outcome == parked::leave) return nullptr;
-      turn = outcome == parked::woken ? 0 : search_turns - 1;
+      turn = outcome == parked::woken ? 0 : outcome == parked::looks ? search_turns : search_turns - 1;
     }
   }
-}
-
-/// Takes a batch of what is due or injected, as many as the own ring has room for; how many.
-inline std::size_t thread_pool::take_shared(worker& self) noexcept {
-  const timer_queue::nanoseconds deadline = next_deadline_.load(std::memory_order_relaxed);
-  const timer_queue::nanoseconds now = deadline == timer_queue::never ? 0 : detail::steady_now();
-  const bool due = deadline != timer_queue::never && deadline <= now;
-  if (!due && !has_injected_.load(std::memory_order_relaxed)) return 0;
-
-  std::size_t count = 0;
-  const std::size_t most = std::min(batch, self.ring.room());
-  const std::lock_guard lock(mutex_);
-  if (due) {
-    const bool all = stopped_.load(std::memory_order_relaxed);
-    while (count < most) {
-      detail::timer_node* const node = all ? timers_.take_stopped() : timers_.take_due(now);
-      if (!node) break;
-      self.taken[count++] = node->handle;
-    }
-    update_deadline();
-  }
-  const std::size_t share = std::min(most - count, injected_.size() / size_ + 1);
-  for (std::size_t i = 0; i < share && !injected_.empty(); ++i) self.taken[count++] = injected_.pop();
-  if (injected_.empty()) has_injected_.store(false);
-  return count;
-}
-
-/// Takes up to a batch from the first worker that has some; how many.
-inline std::size_t thread_pool::steal(worker& self) noexcept {
-  for (std::size_t i = 0; i < size_; ++i) {
-    self.victim = self.victim + 1 < size_ ? self.victim + 1 : 0;
-    worker& victim = workers_[self.victim];
-    if (&victim == &self) continue;
-    if (const std::size_t count = victim.ring.steal(self.taken, self.lone)) return count;
-  }
-  return 0;
-}
-
-/// Moves self.taken[first, end) to the own ring, which has room for it.
-inline void thread_pool::keep(worker& self, std::size_t first, std::size_t end) noexcept {
-  if (first >= end) return;
-  self.ring.push(self.taken.data() + first, end - first);
-  wake_one_if_needed();
 }
 
 // ---- Sleeping and waking ----
 //
-// A push wakes a sleeper only if there is one and nobody is searching: whoever searches will find the work. No
-// wake-up is lost, because each side first writes and then reads, all of it sequentially consistent:
+// What threads share here: each worker's ring and shard (a queue, timers); idle_count, how many search and sleep; the
+// list of who sleeps, under a lock of its own, and one of them who is the keeper.
 //
-//     a push             stores the ring's tail (or has_injected_),   then reads idle: sleepers, no searcher -> wake
-//     a worker to sleep  moves from searching to sleeping in idle,    then reads all tails: work -> stay awake
-//     a worker that      moves from searching to busy in idle,        then, if it was the last searcher and some
-//     found something                                                 sleep, reads all of them: work -> wake
+// A push to a ring wakes a sleeper only if there is one, nobody searches and nobody is on watch: whoever searches will
+// find the work, and so will, a little later, the one on watch. What comes from outside does not wait for the watch.
+// No wake-up is lost, because each side first writes and then reads, all of it sequentially consistent:
 //
-// Of a push and either of the others at least one sees the other. What is injected and what is due is also looked at
-// under mutex_ before sleeping. A waker counts the sleeper as searching itself, so that of many pushes in a row only
-// the first wakes somebody; and that one, if there is more than it can take, wakes the next.
+//     a push             stores the ring's tail, or has_queued(),   then reads idle_count: sleepers, no searcher -> wake
+//     a worker to sleep  moves from searching to sleeping there,    then reads all tails and queues: work -> gets up,
+//                                                                   or sees to it that somebody is on watch
+//     a worker that      moves from searching to busy there,        then, if it was the last searcher and some sleep,
+//     found something                                               reads all of them: work -> wake
+//
+// Of a push and either of the others at least one sees the other. Who is on watch moves from that to searching in one
+// step, so a push that relied on the watch comes before that search, or sees a searcher. A waker takes the sleeper out
+// of the list and counts it as searching itself, so that of many pushes in a row only the first wakes somebody; that
+// one, if there is more than it can take, wakes the next. execute_all() does not rely on that chain.
+//
+// The watch is for rings that hold little and move fast, so that nothing should be stolen: instead of waking somebody
+// in vain at every push, one sleeper gets up after a nap, sees whether the work still moves, and sleeps again, longer.
+//
+// Deadlines. A worker that sleeps minds those of its own shard: under the shard's lock it says that it sleeps and reads
+// the earliest, and whoever changes that afterwards sees it there and tells it. Those of the workers that are awake are
+// published, and the keeper minds them, as a worker may be computing for long:
+//
+//     a change           publishes the deadline,                    then reads keeper_wakes_at(): later -> tells it
+//     a keeper           stores keeper_wakes_at(): never,           then reads all published deadlines
+//
+// Without a keeper the time reads as never, so that somebody is told as long as anybody sleeps; and if nobody does, a
+// worker becomes the keeper before it sleeps, and reads them all. A worker that wakes up leaves what it has to the keeper
+// after some patience only: most come back to their own shard before that.
 
 /// After a push to the own ring.
-inline void thread_pool::wake_one_if_needed() noexcept {
-  if (!sleepers_.idle.wake_needed()) return;
-  const std::lock_guard lock(mutex_);
-  if (sleepers_.idle.wake_needed()) sleepers_.wake_one();
+inline void thread_pool::wake_one_soon() noexcept {
+  if (sleepers_.counts.wake_needed_soon()) sleepers_.wake_one();
 }
 
 /// Found something: no longer searching. Passes on what was left undone because this thread was.
-inline void thread_pool::after_search() noexcept {
-  const detail::idle_count::snapshot before = sleepers_.idle.end_search();
+inline void thread_pool::after_search(nanoseconds now) noexcept {
+  const detail::idle_count::snapshot before = sleepers_.counts.end_search();
   if (before.sleeping == 0) return;
-  const bool timers = next_deadline_.load(std::memory_order_relaxed) != timer_queue::never;
-  const bool keeper_wanted = timers && !sleepers_.has_timekeeper();
-  const bool work_left = before.searching == 1 && (has_injected_.load() || any_ring_has_work());
-  if (!keeper_wanted && !work_left) return;
-  const std::lock_guard lock(mutex_);
-  if (work_left && sleepers_.idle.wake_needed()) sleepers_.wake_one();
-  sleepers_.appoint_timekeeper(timers_);
+  if (before.searching == 1 && (anything_queued() || (!before.watched && any_ring_has_work()))) sleepers_.wake_one();
+  if (!timers_seen_.load(std::memory_order_relaxed)) return;
+  const nanoseconds earliest = earliest_to_mind();
+  if (earliest == timer_queue::never) return;
+  const nanoseconds wanted = std::max(earliest, now + patience);
+  if (wanted < sleepers_.keeper_wakes_at()) sleepers_.mind(wanted);
+}
+
+inline bool thread_pool::anything_queued() const noexcept {
+  return std::any_of(workers_.begin(), workers_.end(), [](const auto& each) { return each->shard.has_queued(); });
 }
 
 inline bool thread_pool::any_ring_has_work() const noexcept {
-  return std::any_of(workers_.get(), workers_.get() + size_, [](const worker& each) { return !each.ring.empty(); });
+  return std::any_of(workers_.begin(), workers_.end(), [](const auto& each) { return !each->ring.empty(); });
+}
+
+inline auto thread_pool::earliest_to_mind() const noexcept -> nanoseconds {
+  nanoseconds earliest = timer_queue::never;
+  for (const auto& each : workers_) earliest = std::min(earliest, each->shard.deadline_to_mind());
+  return earliest;
 }
 
 /// Sleeps unless there is something to do; the caller is searching, before and after.
 inline thread_pool::parked thread_pool::park(worker& self) {
-  std::unique_lock lock(mutex_);
-  if (!injected_.empty() || timers_.earliest() == timer_queue::immediately) return parked::not_at_all;
-  if (stopped_.load(std::memory_order_relaxed)) {
-    if (!timers_.empty()) return parked::not_at_all;
-    sleepers_.idle.end_search();
+  if (stopped_.load() && self.shard.finished()) {
+    sleepers_.counts.end_search();
     return parked::leave;
   }
-  sleepers_.idle.searching_to_sleeping();
-  if (any_ring_has_work()) {
-    sleepers_.idle.sleeping_to_searching();
-    return parked::not_at_all;
+  sleepers_.lie_down(self.sleep);
+  const nanoseconds deadline = watch(self);
+  const bool woken = sleepers_.sleep(self.sleep, deadline);
+  self.shard.get_up();
+  if (woken) {
+    self.spin_until = 0;
+    return parked::woken;
   }
-  self.spin_until = sleepers_.sleep(lock, self.sleep, timers_);
-  return parked::woken;
+  if (deadline == timer_queue::immediately) return parked::not_at_all;
+  if (detail::steady_now() < deadline) self.spin_until = 0;  // told to look at what is new
+  return parked::looks;
+}
+
+/// The last look before sleeping, after lie_down(): when to get up. spin_until is then the deadline that comes soon
+/// after, if it is that.
+inline auto thread_pool::watch(worker& self) noexcept -> nanoseconds {
+  self.spin_until = 0;
+  nanoseconds earliest = self.shard.lie_down();
+  if (earliest == timer_queue::immediately || stopped_.load() || anything_queued()) return timer_queue::immediately;
+  nanoseconds end_of_nap = timer_queue::never;
+  const nanoseconds now = detail::steady_now();
+  if (workers_.size() > 1) {
+    const bool work = any_ring_has_work();
+    if (sleepers_.keep_watch(self.sleep, work)) {
+      earliest = std::min(earliest, earliest_to_mind());
+      if (work) end_of_nap = now + (shortest_nap << std::min(self.naps++ / 4, 3u));
+      sleepers_.keeper_sleeps_until(self.sleep, std::min(earliest, end_of_nap));
+    }
+  }
+  if (earliest == timer_queue::never) return end_of_nap;
+  const nanoseconds early = earliest - detail::spin_before(earliest, now);
+  if (end_of_nap < early) return end_of_nap;
+  self.spin_until = earliest;
+  return early;
 }
 
 // ---- Timers ----
 
-inline bool thread_pool::add_timer(detail::timer_node& node, timer_queue::nanoseconds delay) {
-  const timer_queue::nanoseconds deadline = timer_queue::deadline_after(detail::steady_now(), delay);
-  const std::lock_guard lock(mutex_);
-  if (stopped_.load(std::memory_order_relaxed) || !timers_.add(node, deadline)) return false;
-  update_deadline();
-  sleepers_.mind(timers_, deadline);
+inline std::size_t thread_pool::choose_shard() const noexcept {
+  const worker* const self = own_worker();
+  return self != nullptr ? self->index : detail::this_thread_number() % workers_.size();
+}
+
+inline bool thread_pool::add_timer(detail::timer_node& node, nanoseconds delay) {
+  worker& owner = *workers_[node.shard];
+  const nanoseconds deadline = timer_queue::deadline_after(detail::steady_now(), delay);
+  if (!timers_seen_.load(std::memory_order_relaxed)) timers_seen_.store(true, std::memory_order_relaxed);
+  if (&owner == own_worker()) {
+    const tell whom = owner.shard.add(node, deadline);
+    if (whom == tell::refused) return false;
+    attend(owner, whom);  // the coroutine may be gone, the pool not: this is one of its threads
+    return true;
+  }
+  const std::lock_guard visit(owner.visited);
+  const tell whom = owner.shard.add(node, deadline);
+  if (whom == tell::refused) return false;
+  attend(owner, whom);
   return true;
 }
 
-inline void thread_pool::stop_timer(detail::timer_node& node) {
-  const std::lock_guard lock(mutex_);
-  if (!timers_.stop(node)) return;
-  update_deadline();
-  sleepers_.mind(timers_, timer_queue::immediately);
+inline void thread_pool::stop_timer(detail::timer_node& node) noexcept {
+  worker& owner = *workers_[node.shard];
+  if (own_worker() != nullptr) {
+    attend(owner, owner.shard.stop(node));
+  } else {
+    const std::lock_guard visit(owner.visited);
+    attend(owner, owner.shard.stop(node));
+  }
 }
 
-inline void thread_pool::erase_timer(detail::timer_node& node) {
-  const std::lock_guard lock(mutex_);
-  if (!node.linked()) return;
-  timers_.erase(node);
-  update_deadline();
+inline void thread_pool::erase_timer(detail::timer_node& node) noexcept {
+  workers_[node.shard]->shard.erase(node);
 }
 
-/// Requires: mutex_ is held.
-inline void thread_pool::update_deadline() noexcept {
-  const bool at_once = stopped_.load(std::memory_order_relaxed) && !timers_.empty();
-  const timer_queue::nanoseconds deadline = at_once ? timer_queue::immediately : timers_.earliest();
-  // Written only where it changes: every worker reads the line.
-  if (deadline != next_deadline_.load(std::memory_order_relaxed)) {
-    next_deadline_.store(deadline, std::memory_order_relaxed);
+/// After a change of the owner's timers.
+inline void thread_pool::attend(worker& owner, tell whom) noexcept {
+  if (whom == tell::owner) {
+    sleepers_.tell(owner.sleep);
+  } else if (whom == tell::others && sleepers_.counts.anyone_sleeps()) {
+    const nanoseconds deadline = owner.shard.deadline_to_mind();
+    if (deadline < sleepers_.keeper_wakes_at()) sleepers_.mind(deadline);
   }
 }
 

@@ -2,8 +2,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <latch>
 #include <random>
 #include <stop_token>
@@ -169,6 +171,114 @@ TEST_CASE("thread_pool stress: more than the rings hold, from within and from ou
     done.wait();
     int wrong = 0;
     for (const auto& count : runs) wrong += count != 2;
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("thread_pool stress: helpers that are queued, taken back or run elsewhere, each exactly once") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  for (const std::size_t threads : {2u, 4u, 16u}) {
+    thread_pool pool(threads);
+    // A coroutine for each of the workers' nested calls: it is queued for others, then withdrawn if nobody came.
+    struct helper {
+      struct promise_type {
+        explicit promise_type(std::atomic<int>& counter) noexcept : visits(&counter) {}
+        struct last_word {
+          bool await_ready() const noexcept { return false; }
+          // Here it is suspended: whoever reads the count may destroy it.
+          void await_suspend(std::coroutine_handle<promise_type> self) const noexcept {
+            self.promise().visits->fetch_add(1);
+          }
+          void await_resume() const noexcept {}
+        };
+        helper get_return_object() noexcept { return {std::coroutine_handle<promise_type>::from_promise(*this)}; }
+        std::suspend_always initial_suspend() const noexcept { return {}; }
+        last_word final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() const noexcept { std::terminate(); }
+        std::atomic<int>* visits;
+      };
+      std::coroutine_handle<promise_type> frame;
+      static helper run(std::atomic<int>&) { co_return; }
+    };
+    std::atomic<int> back{0};
+    std::atomic<int> stolen{0};
+    std::atomic<int> wrong{0};
+    const auto nested = [&](auto& self, std::mt19937& dice, int depth) -> void {
+      std::atomic<int> visits{0};
+      const helper one = helper::run(visits);
+      if (!pool.execute(one.frame)) wrong.fetch_add(1);
+      compute(static_cast<unsigned>(dice()) % 300);
+      if (depth > 0) self(self, dice, depth - 1);
+      if (pool.take_back(one.frame)) {
+        if (visits.load() != 0) wrong.fetch_add(1);
+        back.fetch_add(1);
+      } else {
+        while (visits.load() == 0) std::this_thread::yield();  // others have it
+        if (visits.load() != 1) wrong.fetch_add(1);
+        stolen.fetch_add(1);
+      }
+      one.frame.destroy();
+    };
+    const int rounds = effort(3000);
+    auto worker = [&](std::uint32_t own_seed) -> task<> {
+      co_await pool.schedule();
+      std::mt19937 dice(own_seed);
+      for (int i = 0; i < rounds; ++i) {
+        nested(nested, dice, static_cast<int>(dice() % 6));
+        if (dice() % 8 == 0) co_await pool.schedule();
+      }
+    };
+    sync_wait(worker(seed));
+    CHECK(wrong == 0);
+    CHECK(back + stolen >= rounds);
+  }
+}
+
+TEST_CASE("thread_pool stress: many at once, from within and from outside, while threads fall asleep") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  for (const std::size_t threads : {2u, 4u, 16u}) {
+    thread_pool pool(threads);
+    std::mt19937 random(seed);
+    const auto burst = [&](std::size_t count, std::atomic<std::size_t>& ran, std::latch& done) {
+      struct collect {
+        std::vector<std::coroutine_handle<>>& to;
+        bool await_ready() const noexcept { return false; }
+        void await_suspend(std::coroutine_handle<> handle) const { to.push_back(handle); }
+        void await_resume() const noexcept {}
+      };
+      std::vector<std::coroutine_handle<>> all;
+      const auto one = [](std::vector<std::coroutine_handle<>>& to, std::atomic<std::size_t>& counter,
+                          std::latch& end) -> detached {
+        co_await collect{to};
+        counter.fetch_add(1);
+        end.count_down();
+      };
+      for (std::size_t i = 0; i < count; ++i) one(all, ran, done);
+      return pool.execute_all(all);
+    };
+    bool taken = true;
+    std::size_t wrong = 0;
+    for (int round = 0; round < effort(2000); ++round) {
+      const std::size_t count = random() % (2 * threads);
+      std::atomic<std::size_t> ran{0};
+      std::latch done(static_cast<std::ptrdiff_t>(count));
+      if (round % 2 == 0) {
+        taken = burst(count, ran, done) && taken;
+      } else {
+        auto within = [&]() -> task<> {
+          co_await pool.schedule();
+          taken = burst(count, ran, done) && taken;
+        };
+        sync_wait(within());
+      }
+      done.wait();
+      wrong += ran != count;
+      compute(static_cast<unsigned>(random()) % 5000);
+    }
+    CHECK(taken);
     CHECK(wrong == 0);
   }
 }

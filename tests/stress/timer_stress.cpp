@@ -18,6 +18,7 @@
 #include "support/catch.hpp"
 #include "support/detached.hpp"
 #include "support/effort.hpp"
+#include "support/started.hpp"
 
 using cobatch::run_loop;
 using cobatch::sync_wait;
@@ -52,7 +53,66 @@ detached sleep_detached(Executor& ex, std::chrono::nanoseconds delay, std::stop_
   done.count_down();
 }
 
+/// Sleeps for an hour, unless it is destroyed before.
+template <class Executor>
+started sleep_long(Executor& ex) {
+  co_await ex.schedule_after(1h);
+}
+
+/// Sleeps shortly, again and again, until `end`.
+template <class Executor>
+detached keep_sleeping(Executor& ex, std::chrono::nanoseconds delay, const std::atomic<bool>& end, std::latch& ended) {
+  while (!end.load()) co_await ex.schedule_after(delay);
+  ended.count_down();
+}
+
+/// Starts sleepers and destroys them, while other timers come and go on `ex`.
+template <class Executor>
+void destroy_sleepers(Executor& ex, std::uint32_t seed, int rounds) {
+  std::mt19937 random(seed);
+  std::vector<started> sleepers;
+  for (int i = 0; i < rounds; ++i) {
+    if (sleepers.size() < 20) sleepers.push_back(sleep_long(ex));
+    if (random() % 2 == 0) {
+      std::swap(sleepers[random() % sleepers.size()], sleepers.back());
+      sleepers.pop_back();
+    }
+  }
+}
+
 }  // namespace
+
+TEST_CASE("timer stress: sleepers destroyed from outside while other timers come and go") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  constexpr int others = 8;
+  {
+    thread_pool pool(4);
+    std::atomic<bool> end{false};
+    std::latch ended(others);
+    for (int i = 0; i < others; ++i) keep_sleeping(pool, std::chrono::microseconds(20 + 7 * i), end, ended);
+    std::thread other([&] { destroy_sleepers(pool, seed + 1, effort(20'000)); });
+    destroy_sleepers(pool, seed, effort(20'000));
+    other.join();
+    end = true;
+    ended.wait();
+  }
+  {
+    run_loop loop;
+    std::atomic<bool> end{false};
+    std::latch ended(others);
+    std::thread outside([&] {
+      destroy_sleepers(loop, seed, effort(20'000));
+      end = true;
+    });
+    auto all_end = [&]() -> task<> {
+      for (int i = 0; i < others; ++i) keep_sleeping(loop, std::chrono::microseconds(20 + 7 * i), end, ended);
+      while (!ended.try_wait()) co_await loop.schedule_after(20us);
+    };
+    loop.run(all_end());
+    outside.join();
+  }
+}
 
 TEST_CASE("timer stress: stops that race with deadlines wake each sleeper exactly once") {
   const std::uint32_t seed = stress_seed();

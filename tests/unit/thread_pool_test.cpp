@@ -3,8 +3,10 @@
 #include <atomic>
 #include <chrono>
 #include <coroutine>
+#include <cstddef>
 #include <latch>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <stop_token>
 #include <system_error>
@@ -16,6 +18,7 @@
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/detached.hpp"
 
@@ -44,12 +47,77 @@ class counted_down {
   std::atomic<int>* deaths_;
 };
 
+/// Suspends and hands the own handle over.
+class handed_to {
+ public:
+  explicit handed_to(std::vector<std::coroutine_handle<>>& to) noexcept : to_(&to) {}
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> handle) const { to_->push_back(handle); }
+  void await_resume() const noexcept {}
+
+ private:
+  std::vector<std::coroutine_handle<>>* to_;
+};
+
 }  // namespace
 
 TEST_CASE("thread_pool: has as many threads as it was told, and at least one") {
   CHECK(thread_pool(3).concurrency() == 3);
   CHECK(thread_pool().concurrency() >= 1);
   CHECK_THROWS_AS(thread_pool(0), std::invalid_argument);
+}
+
+TEST_CASE("thread_pool: a number of threads that cannot be is refused, such as one below zero") {
+  const std::size_t none = 0;
+  for (const std::size_t threads : {none - 1, none - 2, (none - 1) / 2, (none - 1) / 1024, std::size_t{1} << 32}) {
+    CHECK_THROWS_AS(thread_pool(threads), std::invalid_argument);
+  }
+}
+
+TEST_CASE("thread_pool: where a thread cannot be started those that were are joined, and nothing is leaked") {
+  const auto start = [] {
+    try {
+      return thread_pool(3).concurrency() == 3;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  };
+  const std::size_t allocations =
+      fail_each_allocation(start, [](bool started, bool failed) { CHECK(started != failed); });
+  CHECK(allocations >= 3);
+}
+
+TEST_CASE("thread_pool: its threads are numbered, and no others") {
+  std::atomic<unsigned> seen{0};
+  std::latch meeting(3);
+  thread_pool pool(3);
+  thread_pool other(1);
+  CHECK(pool.worker_index() == thread_pool::npos);
+  auto meet = [&]() -> detached {
+    co_await pool.schedule();
+    if (other.worker_index() == thread_pool::npos) seen.fetch_or(1u << pool.worker_index());
+    meeting.arrive_and_wait();  // blocks until three threads are in it
+  };
+  for (int i = 0; i < 3; ++i) meet();
+  meeting.wait();
+  CHECK(seen == 7);
+}
+
+TEST_CASE("thread_pool: tells how many of its threads have nothing to do") {
+  std::latch met(3);
+  std::latch end(1);
+  thread_pool pool(2);
+  auto work = [&]() -> detached {
+    co_await pool.schedule();
+    met.arrive_and_wait();
+    end.wait();
+  };
+  work();
+  work();
+  met.arrive_and_wait();
+  CHECK(pool.idle() == 0);
+  end.count_down();
+  while (pool.idle() != 2) std::this_thread::yield();
 }
 
 TEST_CASE("thread_pool: schedule goes on on one of its threads") {
@@ -138,6 +206,201 @@ TEST_CASE("thread_pool: much more than its rings hold is queued without loss") {
     sync_wait(begin());
     done.wait();
     CHECK(runs == 3 * many);
+  }
+}
+
+TEST_CASE("thread_pool: with one thread, what is queued runs first in, first out, however much it is") {
+  thread_pool pool(1);
+  constexpr int many = 1000;
+  std::vector<int> order;
+  std::latch done(many);
+  auto body = [&](int id) -> detached {
+    for (int turn = 0; turn < 3; ++turn) {
+      co_await pool.schedule();
+      order.push_back(many * turn + id);
+    }
+    done.count_down();
+  };
+  auto begin = [&]() -> task<> {
+    co_await pool.schedule();
+    for (int id = 0; id < many; ++id) body(id);
+  };
+  sync_wait(begin());
+  done.wait();
+  REQUIRE(order.size() == 3 * many);
+  bool in_order = true;
+  for (int i = 0; i < 3 * many; ++i) in_order = in_order && order[static_cast<std::size_t>(i)] == i;
+  CHECK(in_order);
+}
+
+TEST_CASE(
+    "thread_pool: however many reschedule themselves for ever, all of them, newcomers and timers get their turn") {
+  for (const std::size_t threads : {1u, 2u, 4u}) {
+    for (const std::size_t many : {255u, 256u, 257u, 300u, 2000u}) {
+      thread_pool pool(threads);
+      std::atomic<bool> stop{false};
+      std::latch stopped(static_cast<std::ptrdiff_t>(many));
+      std::latch turned(static_cast<std::ptrdiff_t>(many));
+      auto forever = [&]() -> detached {
+        for (int turn = 0; !stop.load(); ++turn) {
+          if (turn == 20) turned.count_down();
+          co_await pool.schedule();
+        }
+        stopped.count_down();
+      };
+      auto begin = [&]() -> task<> {
+        co_await pool.schedule();
+        for (std::size_t i = 0; i < many; ++i) forever();
+      };
+      sync_wait(begin());
+      auto newcomer = [&]() -> task<> {
+        for (int i = 0; i < 10; ++i) co_await pool.schedule();
+        CHECK(co_await pool.schedule_after(1ms));
+      };
+      sync_wait(newcomer());
+      turned.wait();
+      stop = true;
+      stopped.wait();
+    }
+  }
+}
+
+TEST_CASE("thread_pool: many at once go to as many threads, from within and from outside") {
+  for (int round = 0; round < 50; ++round) {
+    thread_pool pool(4);
+    std::vector<std::coroutine_handle<>> waiting;
+    std::latch from_outside(4);
+    std::latch from_within(4);
+    std::latch done(7);
+    auto meet = [&](std::latch& at) -> detached {
+      co_await handed_to(waiting);
+      at.arrive_and_wait();  // blocks until four threads are in it
+      done.count_down();
+    };
+    for (int i = 0; i < 4; ++i) meet(from_outside);
+    CHECK(pool.execute_all(waiting));
+    from_outside.wait();
+    auto begin = [&]() -> task<> {
+      co_await pool.schedule();
+      waiting.clear();
+      for (int i = 0; i < 3; ++i) meet(from_within);
+      CHECK(pool.execute_all(waiting));
+      from_within.arrive_and_wait();
+    };
+    sync_wait(begin());
+    done.wait();
+  }
+}
+
+TEST_CASE("thread_pool: many at once may be more than its threads, or none; after stop none is taken") {
+  thread_pool pool(2);
+  constexpr std::size_t many = 1000;
+  std::vector<std::coroutine_handle<>> waiting;
+  std::latch done(2 * many);
+  auto body = [&]() -> detached {
+    co_await handed_to(waiting);
+    done.count_down();
+  };
+  auto begin = [&]() -> task<> {
+    for (std::size_t i = 0; i < many; ++i) body();
+    CHECK(pool.execute_all(std::span(waiting)));
+    CHECK(pool.execute_all({}));
+    co_await pool.schedule();
+    waiting.clear();
+    for (std::size_t i = 0; i < many; ++i) body();
+    CHECK(pool.execute_all(waiting));
+    CHECK(pool.execute_all({}));
+  };
+  sync_wait(begin());
+  done.wait();
+  pool.stop();
+  const std::coroutine_handle<> noop = std::noop_coroutine();
+  CHECK_FALSE(pool.execute_all({&noop, 1}));
+}
+
+TEST_CASE("thread_pool: a thread takes back what it queued last, and nothing else") {
+  thread_pool pool(1);
+  std::vector<std::coroutine_handle<>> waiting;
+  std::vector<int> ran;
+  std::latch done(3);
+  auto body = [&](int id) -> detached {
+    co_await handed_to(waiting);
+    ran.push_back(id);
+    done.count_down();
+  };
+  auto begin = [&]() -> task<> {
+    co_await pool.schedule();
+    for (int id = 0; id < 3; ++id) body(id);
+    CHECK_FALSE(pool.take_back(waiting[0]));  // not queued yet
+    pool.execute(waiting[0]);
+    pool.execute(waiting[1]);
+    CHECK_FALSE(pool.take_back(waiting[0]));
+    CHECK(pool.take_back(waiting[1]));
+    CHECK_FALSE(pool.take_back(waiting[1]));
+    CHECK(pool.take_back(waiting[0]));
+    // Its owner again: in another order now.
+    pool.execute(waiting[2]);
+    pool.execute(waiting[0]);
+    pool.execute(waiting[1]);
+    co_await pool.schedule();
+    CHECK_FALSE(pool.take_back(waiting[1]));  // it has run
+  };
+  const std::coroutine_handle<> noop = std::noop_coroutine();
+  CHECK_FALSE(pool.take_back(noop));  // not one of its threads
+  sync_wait(begin());
+  done.wait();
+  CHECK(ran == std::vector<int>{2, 0, 1});
+}
+
+TEST_CASE("thread_pool: what others have begun with is not taken back") {
+  thread_pool pool(2);
+  std::vector<std::coroutine_handle<>> waiting;
+  std::latch begun(1);
+  auto body = [&]() -> detached {
+    co_await handed_to(waiting);
+    begun.count_down();
+  };
+  auto begin = [&]() -> task<> {
+    co_await pool.schedule();
+    body();
+    pool.execute(waiting[0]);
+    begun.wait();  // blocks this thread: only the other one can run it
+    CHECK_FALSE(pool.take_back(waiting[0]));
+  };
+  sync_wait(begin());
+}
+
+TEST_CASE("thread_pool: a thread that computes delays neither its timers nor what comes from outside") {
+  for (int round = 0; round < 20; ++round) {
+    constexpr int senders = 4;
+    std::latch blocked(1);
+    std::latch over(2 + senders);
+    thread_pool pool(2);
+    auto sleeper = [&](std::chrono::nanoseconds delay) -> detached {
+      CHECK(co_await pool.schedule_after(delay));
+      over.count_down();
+    };
+    auto newcomer = [&]() -> detached {
+      co_await pool.schedule();
+      over.count_down();
+    };
+    auto compute = [&]() -> task<> {
+      co_await pool.schedule();
+      sleeper(200us);
+      sleeper(1us);
+      blocked.count_down();
+      over.wait();  // blocks this thread
+    };
+    // Threads with numbers of their own, so that each of the pool's threads is sent something.
+    std::vector<std::thread> others;
+    for (int i = 0; i < senders; ++i) {
+      others.emplace_back([&] {
+        blocked.wait();
+        newcomer();
+      });
+    }
+    sync_wait(compute());
+    for (std::thread& each : others) each.join();
   }
 }
 

@@ -1,127 +1,251 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <limits>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/brief_mutex.hpp>
+#include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/idle_count.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
 namespace cobatch::detail {
 
-/// The workers of a pool that have nothing to do: who sleeps, who of them minds the clock, and how they are woken.
+/// The workers of a pool that sleep: who they are, how each is woken, and which of them minds the others' clocks.
 ///
-/// One sleeper, the timekeeper, gets up for the earliest deadline; the others sleep until they are woken. A
-/// timekeeper that gets up gives the role away: when it finds something to do, appoint_timekeeper() names the next.
+/// Each sleeps at a bell of its own; the list of them is locked for a few instructions only. One of them may be the
+/// keeper: it gets up for the earliest deadline of the workers that are awake, and, where it is on watch, soon in any
+/// case.
 ///
-/// Thread safety: `idle` and has_timekeeper() from any thread; everything else requires the pool's mutex.
+/// Thread safety: everything from any thread; what takes a `self` from the worker that this is.
 class sleeping_workers {
  public:
   using nanoseconds = timer_queue::nanoseconds;
+  static constexpr std::size_t nobody = std::numeric_limits<std::size_t>::max();
 
   /// What each worker brings along.
   class sleeper {
+   public:
+    /// Its worker, once awake: who asked it to come and take one handle; nobody, if that is not why it was woken.
+    std::size_t take_caller() noexcept { return std::exchange(caller_, nobody); }
+
+   private:
     friend sleeping_workers;
-    std::condition_variable changed_;
-    bool woken_ = false;
+
+    std::size_t place_ = nobody;  // in the list, and guarded by its mutex
+
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable rung_;
+    bool woken_ = false;  // by name: it is no longer in the list, and already counted as searching
+    bool told_ = false;   // to get up and look
+    std::size_t caller_ = nobody;
   };
 
-  void reserve(std::size_t workers) { others_.reserve(workers); }
+  void reserve(std::size_t workers) { list_.reserve(workers); }
 
-  idle_count idle;
+  idle_count counts;
 
-  /// A hint for a worker that was the timekeeper: it reads its own store, or a later one.
-  bool has_timekeeper() const noexcept { return has_timekeeper_.load(std::memory_order_relaxed); }
+  // ---- Waking ----
 
-  /// False: there was nobody to wake. The timekeeper is woken only if no other sleeps.
-  bool wake_one() noexcept;
+  /// Wakes one if that is still needed, see idle_count.
+  void wake_one() noexcept;
 
-  /// A deadline was set: somebody must not sleep past it.
-  void mind(const timer_queue& timers, nanoseconds deadline) noexcept;
+  /// Likewise, this one, if it sleeps.
+  void wake(sleeper& one) noexcept;
 
-  /// If there are timers and sleepers but no timekeeper, one of the sleepers becomes it.
-  void appoint_timekeeper(const timer_queue& timers) noexcept;
+  /// Makes this one look at its deadlines, if it sleeps. It may come too late, and is then harmless.
+  static void tell(sleeper& one) noexcept;
 
-  /// Sleeps until woken or a deadline comes near; the caller is counted as sleeping before, as searching afterwards.
-  /// Returns the deadline for which it got up a little early, zero if it was woken.
-  nanoseconds sleep(std::unique_lock<std::mutex>& lock, sleeper& self, const timer_queue& timers);
+  /// Wakes up to `most`, each directly, and asks them to take a handle from `caller` each.
+  void wake_some(std::size_t most, std::size_t caller) noexcept;
+
+  /// When the keeper will get up, at the latest; never, if there is none. Sequentially consistent with keep_watch().
+  nanoseconds keeper_wakes_at() const noexcept { return keeper_wakes_at_.load(); }
+
+  /// There is a deadline among those that the keeper minds: it looks again, if it would be late. Without a keeper one
+  /// of the sleepers does.
+  void mind(nanoseconds deadline) noexcept;
+
+  // ---- Sleeping ----
+
+  /// From now on `self` can be woken, and counts as sleeping.
+  void lie_down(sleeper& self) noexcept;
+
+  /// Makes `self` the keeper if there is none, or none on watch where `watch`; false if not, or if it has been woken.
+  /// The caller then looks at the deadlines, in this order, and says until when it sleeps.
+  bool keep_watch(sleeper& self, bool watch) noexcept;
+  void keeper_sleeps_until(sleeper& self, nanoseconds deadline) noexcept;
+
+  /// Sleeps until it is woken, told to look, or `deadline`; true if it was woken. In any case it counts as searching
+  /// afterwards.
+  bool sleep(sleeper& self, nanoseconds deadline);
 
  private:
-  void set_timekeeper(sleeper* keeper) noexcept {
-    timekeeper_ = keeper;
-    has_timekeeper_.store(keeper != nullptr, std::memory_order_relaxed);
-  }
+  /// Requires: mutex_ is held, and it is in the list.
+  void remove(sleeper& one) noexcept;
+  sleeper& choose() noexcept;
 
-  std::vector<sleeper*> others_;  // all that sleep but the timekeeper
-  sleeper* timekeeper_ = nullptr;
-  nanoseconds wakes_at_ = timer_queue::never;  // when the timekeeper will get up, or was told to look again
-  // Whether timekeeper_ is set; written with it, read by whoever has just worked off a search.
-  std::atomic<bool> has_timekeeper_{false};
+  static void ring(sleeper& one, std::size_t caller = nobody) noexcept;
+
+  // Written under mutex_, read by whoever publishes a deadline.
+  std::atomic<nanoseconds> keeper_wakes_at_{timer_queue::never};
+
+  line_gap gap_;
+  brief_mutex mutex_;  // guards what follows
+  std::vector<sleeper*> list_;
+  sleeper* keeper_ = nullptr;
+  bool watching_ = false;  // the keeper
 };
 
 // ---- Implementation ----
 
-inline bool sleeping_workers::wake_one() noexcept {
-  sleeper* chosen = timekeeper_;
-  if (!others_.empty()) {
-    chosen = others_.back();
-    others_.pop_back();
-  } else if (chosen != nullptr) {
-    set_timekeeper(nullptr);
-  } else {
-    return false;
+inline void sleeping_workers::wake_one() noexcept {
+  sleeper* chosen = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!counts.wake_needed()) return;
+    chosen = &choose();
+    remove(*chosen);
   }
-  chosen->woken_ = true;
-  // On its behalf, and now: the next push must see that somebody is about to search.
-  idle.sleeping_to_searching();
-  chosen->changed_.notify_one();
+  ring(*chosen);
+}
+
+inline void sleeping_workers::wake(sleeper& one) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (one.place_ == nobody || !counts.wake_needed()) return;
+    remove(one);
+  }
+  ring(one);
+}
+
+inline void sleeping_workers::wake_some(std::size_t most, std::size_t caller) noexcept {
+  std::array<sleeper*, 32> chosen;
+  while (most > 0) {
+    std::size_t count = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      while (count < std::min(most, chosen.size()) && !list_.empty()) {
+        chosen[count] = &choose();
+        remove(*chosen[count++]);
+      }
+    }
+    if (count == 0) return;
+    for (std::size_t i = 0; i < count; ++i) ring(*chosen[i], caller);
+    most -= count;
+  }
+}
+
+inline void sleeping_workers::mind(nanoseconds deadline) noexcept {
+  sleeper* told = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (list_.empty() || deadline >= keeper_wakes_at_.load(std::memory_order_relaxed)) return;
+    if (keeper_ == nullptr) keeper_ = list_.back();
+    told = keeper_;
+    keeper_wakes_at_.store(timer_queue::immediately);  // it will look at all deadlines in any case
+  }
+  tell(*told);
+}
+
+inline void sleeping_workers::lie_down(sleeper& self) noexcept {
+  {
+    const std::lock_guard lock(self.mutex_);
+    self.woken_ = self.told_ = false;
+    self.caller_ = nobody;
+  }
+  const std::lock_guard lock(mutex_);
+  self.place_ = list_.size();
+  list_.push_back(&self);  // reserved
+  counts.searching_to_sleeping();
+}
+
+inline bool sleeping_workers::keep_watch(sleeper& self, bool watch) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (self.place_ == nobody || (keeper_ != nullptr && (!watch || watching_))) return false;
+  keeper_ = &self;  // one that was before sleeps on
+  watching_ = watch;
+  if (watch) counts.begin_watch();
+  keeper_wakes_at_.store(timer_queue::never);
   return true;
 }
 
-inline void sleeping_workers::mind(const timer_queue& timers, nanoseconds deadline) noexcept {
-  if (timekeeper_ == nullptr) {
-    appoint_timekeeper(timers);
-  } else if (deadline < wakes_at_) {
-    wakes_at_ = deadline;
-    timekeeper_->changed_.notify_one();
-  }
+inline void sleeping_workers::keeper_sleeps_until(sleeper& self, nanoseconds deadline) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (keeper_ == &self) keeper_wakes_at_.store(deadline);
 }
 
-inline void sleeping_workers::appoint_timekeeper(const timer_queue& timers) noexcept {
-  if (timekeeper_ != nullptr || others_.empty() || timers.empty()) return;
-  set_timekeeper(others_.back());
-  others_.pop_back();
-  wakes_at_ = timer_queue::immediately;  // it will look at the deadlines in any case
-  timekeeper_->changed_.notify_one();
+inline bool sleeping_workers::sleep(sleeper& self, nanoseconds deadline) {
+  {
+    std::unique_lock lock(self.mutex_);
+    while (!self.woken_ && !self.told_) {
+      if (deadline == timer_queue::never) {
+        self.rung_.wait(lock);
+      } else if (steady_now() >= deadline ||
+                 self.rung_.wait_until(lock, steady_time(deadline)) == std::cv_status::timeout) {
+        break;
+      }
+    }
+    if (self.woken_) return true;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (self.place_ != nobody) {
+      remove(self);
+      return false;
+    }
+  }
+  // Somebody has just taken it out of the list, and is about to ring.
+  std::unique_lock lock(self.mutex_);
+  while (!self.woken_) self.rung_.wait(lock);
+  return true;
 }
 
-inline auto sleeping_workers::sleep(std::unique_lock<std::mutex>& lock, sleeper& self, const timer_queue& timers)
-    -> nanoseconds {
-  self.woken_ = false;
-  others_.push_back(&self);  // reserved
-  appoint_timekeeper(timers);
-  while (!self.woken_) {
-    const nanoseconds deadline = timekeeper_ == &self ? timers.earliest() : timer_queue::never;
-    if (deadline == timer_queue::never) {
-      if (timekeeper_ == &self) wakes_at_ = timer_queue::never;
-      self.changed_.wait(lock);
-      continue;
-    }
-    const nanoseconds now = steady_now();
-    wakes_at_ = deadline - spin_before(deadline, now);
-    if (wakes_at_ > now && self.changed_.wait_until(lock, steady_time(wakes_at_)) == std::cv_status::no_timeout) {
-      continue;  // woken, or the deadlines have changed
-    }
-    if (self.woken_) break;
-    set_timekeeper(nullptr);
-    idle.sleeping_to_searching();
-    return deadline;
+inline void sleeping_workers::remove(sleeper& one) noexcept {
+  sleeper* const last = list_.back();
+  list_[one.place_] = last;
+  last->place_ = one.place_;
+  list_.pop_back();
+  one.place_ = nobody;
+  bool watched = false;
+  if (keeper_ == &one) {
+    keeper_ = nullptr;
+    watched = std::exchange(watching_, false);
+    keeper_wakes_at_.store(timer_queue::never);
   }
-  return 0;
+  // On its behalf, and now: the next push must see that somebody is about to search.
+  counts.sleeping_to_searching(watched);
+}
+
+/// The last one to lie down, but the keeper only if no other sleeps.
+inline auto sleeping_workers::choose() noexcept -> sleeper& {
+  sleeper* const last = list_.back();
+  return last == keeper_ && list_.size() > 1 ? *list_[list_.size() - 2] : *last;
+}
+
+/// To one that was removed from the list.
+inline void sleeping_workers::ring(sleeper& one, std::size_t caller) noexcept {
+  {
+    const std::lock_guard lock(one.mutex_);
+    one.woken_ = true;
+    one.caller_ = caller;
+  }
+  one.rung_.notify_one();
+}
+
+inline void sleeping_workers::tell(sleeper& one) noexcept {
+  {
+    const std::lock_guard lock(one.mutex_);
+    one.told_ = true;
+  }
+  one.rung_.notify_one();
 }
 
 }  // namespace cobatch::detail

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <coroutine>
+#include <cstdint>
 #include <optional>
 #include <stop_token>
 #include <utility>
@@ -13,7 +14,8 @@ namespace cobatch::detail {
 /// What schedule_after() of run_loop, thread_pool and simulation returns; see timer_state for the transitions.
 ///
 /// Owner has, for its friend: execute(handle) -> bool; add_timer(node, delay) -> bool (false: stopped, do not
-/// suspend); stop_timer(node); erase_timer(node). The last three take the owner's lock.
+/// suspend); stop_timer(node); erase_timer(node), which does nothing if the node is not queued any more. The last
+/// three take the owner's lock. An owner with several queues also has choose_shard() -> std::size_t.
 template <class Owner>
 class [[nodiscard]] timer_awaiter {
  public:
@@ -27,7 +29,8 @@ class [[nodiscard]] timer_awaiter {
 
   ~timer_awaiter() {
     callback_.reset();  // waits for a stop callback that is running on another thread
-    if (node_.linked()) owner_->erase_timer(node_);
+    // Destroyed while it sleeps. The node itself may be read only under the owner's lock: other timers move it.
+    if (sleeps_) owner_->erase_timer(node_);
   }
 
   bool await_ready() const noexcept { return false; }
@@ -35,6 +38,10 @@ class [[nodiscard]] timer_awaiter {
   bool await_suspend(std::coroutine_handle<> handle) {
     if (delay_ <= std::chrono::nanoseconds::zero()) return yield(handle);
     node_.handle = handle;
+    sleeps_ = true;
+    // Before the callback, which looks for the node there.
+    if constexpr (requires { owner_->choose_shard(); })
+      node_.shard = static_cast<std::uint32_t>(owner_->choose_shard());
     // First the callback, then the queue: a stop between the two finds the timer idle, and add_timer() refuses it.
     if (token_.stop_possible()) callback_.emplace(token_, stopper{this});
     return owner_->add_timer(node_, delay_.count());  // if true, *this may be gone
@@ -42,6 +49,7 @@ class [[nodiscard]] timer_awaiter {
 
   bool await_resume() noexcept {
     callback_.reset();
+    sleeps_ = false;
     return std::exchange(node_.state, timer_state::idle) == timer_state::elapsed;  // idle: it can be awaited again
   }
 
@@ -66,6 +74,7 @@ class [[nodiscard]] timer_awaiter {
   std::chrono::nanoseconds delay_;
   std::stop_token token_;
   timer_node node_;
+  bool sleeps_ = false;  // from await_suspend() to await_resume(); used by the coroutine that awaits alone
   std::optional<std::stop_callback<stopper>> callback_;
 };
 
