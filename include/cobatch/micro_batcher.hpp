@@ -14,11 +14,10 @@
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
-#include <cobatch/detail/micro_batch_core.hpp>
+#include <cobatch/engine/micro_batch_model.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
-#include <cobatch/micro_batch_engine.hpp>
 #include <cobatch/micro_batch_options.hpp>
 
 namespace cobatch {
@@ -137,16 +136,7 @@ class [[nodiscard]] micro_batch_predict {
       waiter_.outcome = batch_outcome::cancelled;
       return false;
     }
-    const bool measured = guarded(
-        [&] {
-          model_->measure(waiter_, waiter_.sample);
-          return true;
-        },
-        [&] {
-          waiter_.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0));
-          return false;
-        });
-    if (!measured) return false;
+    if (model_->measures && !measure()) return false;
     waiter_.handle = awaiting;
     waiter_.executor = current_executor();
     if (!waiter_.executor) waiter_.executor = model_->executor();
@@ -163,7 +153,10 @@ class [[nodiscard]] micro_batch_predict {
   expected<T, error> await_resume() {
     on_stop_.reset();  // waits for the callback to return, should it be running on another thread
     suspended_ = false;
-    if (!waiter_.result) return unexpected(error(why(), {}, 0));
+    if (!waiter_.result) {
+      if (waiter_.outcome == batch_outcome::no_memory) throw_bad_alloc();
+      return unexpected(error(why(), {}, 0));
+    }
     if (!*waiter_.result && stop_.stop_requested()) {
       error& why = waiter_.result->error();
       if (is_of_the_model(why) && why.code != errc::deadline_exceeded) why.code = errc::cancelled;
@@ -178,6 +171,18 @@ class [[nodiscard]] micro_batch_predict {
     batch_waiter* waiter;
     void operator()() const noexcept { core->stop(*waiter); }
   };
+
+  bool measure() {
+    return guarded(
+        [&] {
+          model_->measure(waiter_, waiter_.sample);
+          return true;
+        },
+        [&] {
+          waiter_.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0));
+          return false;
+        });
+  }
 
   errc why() const noexcept {
     switch (waiter_.outcome) {
@@ -261,7 +266,13 @@ micro_batcher<Sample, T>::micro_batcher(Executor& ex, PredictMany&& predict_many
   detail::check(options);
   if constexpr (timed_executor<Executor>) {
     model_ = std::make_shared<detail::micro_batch_engine<Sample, T, Executor, function>>(
-        ex, function(std::forward<PredictMany>(predict_many)), options);
+        ex, function(std::forward<PredictMany>(predict_many)),
+        detail::micro_batch_limits{.samples = options.max_batch_size,
+                                   .cost = options.max_batch_cost,
+                                   .waiting = options.max_queue,
+                                   .delay = options.max_delay.count(),
+                                   .batches = options.max_concurrent_batches},
+        options.isolate_failures);
   }
 }
 

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <coroutine>
+#include <cstddef>
+#include <span>
+#include <type_traits>
+
+#include <cobatch/detail/config.hpp>
+#include <cobatch/detail/waiter.hpp>
+#include <cobatch/executor.hpp>
+
+namespace cobatch::detail {
+
+/// An executor that also takes many handles in one call, `ex.execute(std::span<const std::coroutine_handle<>>)`, and
+/// resumes none of them inside it. It returns nothing, a bool (false: it has taken none) or how many it has taken, the
+/// first ones.
+template <class Executor>
+concept bulk_executor = executor<Executor> && requires(Executor& ex, std::span<const std::coroutine_handle<>> handles) {
+  ex.execute(handles);
+};
+
+/// ex.execute(handles), whichever of its forms; how many were taken.
+template <bulk_executor Executor>
+std::size_t execute_many_on(Executor& ex, std::span<const std::coroutine_handle<>> handles) noexcept {
+  using result = decltype(ex.execute(handles));
+  return guarded(
+      [&]() -> std::size_t {
+        if constexpr (std::is_void_v<result>) {
+          ex.execute(handles);
+          return handles.size();
+        } else if constexpr (std::same_as<result, bool>) {
+          return ex.execute(handles) ? handles.size() : 0;
+        } else {
+          return static_cast<std::size_t>(ex.execute(handles));
+        }
+      },
+      []() -> std::size_t { return 0; });
+}
+
+/// resume_all() where most of `ready` go on on `ex`: in one sweep, if ex can.
+template <executor Executor>
+void resume_in_bulk(Executor& ex, waiter_list& ready) noexcept {
+  if constexpr (bulk_executor<Executor>) {
+    const executor_ref own = detail::ref(ex);
+    waiter_list others;
+    while (!ready.empty()) {
+      std::array<std::coroutine_handle<>, 64> handles;
+      std::array<waiter*, 64> waiters;
+      std::size_t count = 0;
+      while (count < handles.size()) {
+        waiter* const each = ready.pop_front();
+        if (each == nullptr) break;
+        if (each->executor != own) {
+          others.push_back(*each);
+          continue;
+        }
+        handles[count] = each->handle;
+        waiters[count++] = each;
+      }
+      if (count == 0) break;
+      std::size_t taken = execute_many_on(ex, std::span(handles).first(count));
+      for (; taken < count; ++taken) {
+        waiters[taken]->executor = {};  // refused: it goes on here
+        others.push_back(*waiters[taken]);
+      }
+    }
+    resume_all(others);
+  } else {
+    (void)ex;
+    resume_all(ready);
+  }
+}
+
+}  // namespace cobatch::detail
