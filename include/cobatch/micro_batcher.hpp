@@ -42,8 +42,10 @@ class micro_batch_close;
 /// size() and []) of T or of expected<T, error>, an expected of such a vector, or an awaitable of any of these. It is
 /// called on the executor, never inside predict(), and by max_concurrent_batches threads at once.
 ///
-/// Resumes: a caller goes on on the executor on which it suspended, or else on the batcher's.
-/// Order: first come, first served among equal keys.
+/// Resumes: a caller goes on on the executor on which it suspended, or else on the batcher's; the callers of a batch in
+/// one sweep, where that executor takes many handles at a time.
+/// Order: first come, first served among equal keys. Of samples that come on different threads before one of the
+/// batcher's turns on the executor, those of one thread may go first.
 /// Stops: a caller's stop or deadline takes its sample out of the queue; once its batch runs, a value counts however
 /// late it comes, and an exception or error of the model's is reported as the stop's or the deadline's.
 /// Lifetime: the executor must outlive the batcher and what it runs. Destroyed while a coroutine waits in it, it ends
@@ -51,8 +53,11 @@ class micro_batch_close;
 /// but not while another thread starts or ends its batch.
 /// Thread safety: predict(), close() and waiting() from any thread.
 /// Errors: see predict().
-/// Allocates: when it is made; for a batch what predict_many does. Nothing per sample: it waits in the caller's own
-/// frame, and is moved into the batch, whose memory is used again.
+/// Complexity: a sample costs one compare-exchange on a line that few threads share, and some three times a mutex is
+/// taken for a whole batch; with a deadline, or where max_queue is limited, once more for each sample. With keys O(log
+/// keys), counting those for which somebody waits: others are forgotten.
+/// Allocates: when it is made; for a batch what predict_many does; for a key that nobody waited for. Nothing per sample:
+/// it waits in the caller's own frame, and is moved into the batch, whose memory is used again.
 ///
 /// Example:
 ///     cobatch::micro_batcher<image, int> batcher(pool, [&](std::span<const image> x) { return model(x); },

@@ -13,7 +13,8 @@ namespace {
 /// An inbox, and what those who push are told.
 struct scene {
   bool push(batch_waiter& waiter) {
-    return inbox.push(waiter, [&](batch_waiter& first) { firsts.push_back(&first); }, [&] { ++claims; });
+    return inbox.push(
+        waiter, [&](batch_waiter& first) { firsts.push_back(&first); }, [&] { ++claims; });
   }
   static std::vector<batch_waiter*> list(batch_waiter* oldest) {
     std::vector<batch_waiter*> all;

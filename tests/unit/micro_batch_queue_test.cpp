@@ -199,7 +199,7 @@ TEST_CASE("micro batch queue: whatever comes and leaves, batches are those of a 
         numbers expected;
         if (oldest) {
           const auto count = static_cast<std::ptrdiff_t>(std::min(oldest->size(), chosen.samples));
-          for (auto each = oldest->begin(); each != oldest->begin() + count; ++each) expected.push_back((*each)->arrival);
+          for (std::ptrdiff_t i = 0; i < count; ++i) expected.push_back((*(oldest->begin() + i))->arrival);
           const std::size_t key = oldest->front()->key;
           oldest->erase(oldest->begin(), oldest->begin() + count);
           if (oldest->empty()) model.erase(key);

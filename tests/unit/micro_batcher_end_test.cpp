@@ -121,8 +121,7 @@ TEST_CASE("micro batcher: closed before the first sample, it has ended at once, 
 TEST_CASE("micro batcher: after close a cost or a key is still that sample's failure, and closed otherwise") {
   scene test;
   const auto key = [](int x) { return x == 2 ? throw std::runtime_error("no key") : x; };
-  batcher all(test.sim,
-              cobatch::bucketed(cobatch::weighted(test.model.callable(), [](int x) { return x; }), key),
+  batcher all(test.sim, cobatch::bucketed(cobatch::weighted(test.model.callable(), [](int x) { return x; }), key),
               {.max_batch_cost = 10});
   const started end = test.close(all);
   const started fits = test.call(all, 1);

@@ -25,7 +25,9 @@ class on_behalf_of {
       void await_resume() const noexcept {}
     };
 
-    on_behalf_of get_return_object() noexcept { return on_behalf_of(std::coroutine_handle<promise_type>::from_promise(*this)); }
+    on_behalf_of get_return_object() noexcept {
+      return on_behalf_of(std::coroutine_handle<promise_type>::from_promise(*this));
+    }
     std::suspend_always initial_suspend() const noexcept { return {}; }
     last_word final_suspend() const noexcept { return {}; }
     void return_void() const noexcept {}

@@ -22,6 +22,7 @@
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/engine/micro_batch_inbox.hpp>
 #include <cobatch/engine/micro_batch_queue.hpp>
+#include <cobatch/engine/resume_in_bulk.hpp>
 
 namespace cobatch::detail {
 
@@ -62,11 +63,13 @@ class micro_batch_slot {
 
 /// The queue, the slots and the clock of micro_batcher; what knows the types derives from it.
 ///
-/// A sample comes into the inbox of its thread; one with a deadline, and every one where max_queue is limited, so that
-/// it must be known at once how many wait, comes into the queue. A look takes all of an inbox into the queue. Whoever changes something (a look, a slot
-/// that has become idle, the timer) calls look() under the mutex, which decides what is to be done now, and perform()
-/// after it, which does it: resumes, dispatches, starts the timer. So nothing of the user's runs under the mutex, and
-/// it is taken some three times for a batch.
+/// A sample comes into the inbox of its thread; into the queue itself if it has a deadline, which the timer may have to
+/// know, or if max_queue is limited, where it must be known how many wait. A look takes all of an inbox into the queue.
+/// Whoever changes something (a look, a slot that has become idle, the timer) calls look() under the mutex, which
+/// decides what is to be done now, and perform() after it, which does it: resumes, dispatches, starts the timer. So
+/// nothing of the user's runs under the mutex, and it is taken some three times for a batch, whatever its size.
+///
+/// Samples of one thread stay in their order. Of several threads' those of the inbox that is looked at first go first.
 ///
 /// There is at most one timer, a coroutine. It sleeps until the first thing that will be due, and looks then; a
 /// newcomer disturbs it only if its own deadline comes earlier. When its time has come it may find nothing to do, and
@@ -93,22 +96,26 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
   /// For a sample whose coroutine is destroyed while it waits.
   inline void abandon(batch_waiter& waiter) noexcept;
   /// How many samples wait.
-  inline std::size_t waiting() noexcept;
+  std::size_t waiting() noexcept {
+    std::size_t count = 0;
+    locked([&](errands& found) {
+      receive_all(found);
+      count = queue_.waiting();
+    });
+    return count;
+  }
 
   /// Takes no more, and lets what waits run at once. True: `closer` will be resumed at the end of it.
   inline bool close(waiter& closer) noexcept;
-  inline void abandon_close(waiter& closer) noexcept;
+  void abandon_close(waiter& closer) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (closer.linked()) closer.unlink();
+  }
   /// The batcher is gone.
   inline void detach() noexcept;
 
  protected:
-  /// How the waiters of a list go on, most of them on one executor.
-  struct resumer {
-    void* executor;
-    void (*resume)(void* executor, waiter_list& ready) noexcept;
-  };
-
-  inline micro_batch_core(executor_ref executor, resumer resume, const micro_batch_limits& limits,
+  inline micro_batch_core(executor_ref executor, bulk_resumer resume, const micro_batch_limits& limits,
                           std::size_t concurrency);
 
   // -- of the executor --
@@ -150,13 +157,13 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
 
   /// What is to be done once the mutex is free. It knows all that this needs: the core may be gone by then.
   struct errands {
-    resumer resume;
+    bulk_resumer resume;
     waiter_list ready = {};    // batch_waiters
     waiter_list closers = {};  // to be resumed after them
     micro_batch_slot* slots = nullptr;
     micro_batch_slot** last_slot = &slots;
     std::stop_source timer_to_stop{std::nostopstate};
-    micro_batch_core* timer_to_start = nullptr;       // is kept by it
+    micro_batch_core* timer_to_start = nullptr;        // is kept by it
     std::shared_ptr<micro_batch_core> keep = nullptr;  // dropped last
   };
 
@@ -176,7 +183,7 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
   /// `change(found)` under the mutex, and then what it found.
   template <class Change>
   void locked(Change&& change) noexcept {
-    errands found{resumer_};
+    errands found{resume_};
     {
       const std::lock_guard lock(mutex_);
       change(found);
@@ -195,17 +202,51 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
 
   // Under mutex_.
   inline void receive(batch_waiter* oldest, errands& found) noexcept;
-  inline void receive_all(errands& found) noexcept;
-  inline void receive_for_look(desk& at, errands& found) noexcept;
+  void receive_all(errands& found) noexcept {
+    for (desk& each : desks_) receive(each.inbox.take(), found);
+  }
+  void receive_for_look(desk& at, errands& found) noexcept {
+    if (closed_) {
+      --active_;
+    } else {
+      receive(at.inbox.take_all(), found);
+    }
+  }
   inline void close_inboxes(errands& found) noexcept;
   inline void look(std::int64_t now, errands& found) noexcept;
   inline void look_at_the_time(bool slot_free, errands& found) noexcept;
-  inline void expire(std::int64_t now, errands& found) noexcept;
-  inline micro_batch_slot* take_slot() noexcept;
-  inline void start(micro_batch_slot& slot) noexcept;
-  inline void release(micro_batch_slot& slot, errands& found) noexcept;
-  inline void settle(batch_waiter& waiter, batch_outcome outcome, errands& found) noexcept;
-  inline void settle_queue(errands& found) noexcept;
+  void expire(std::int64_t now, errands& found) noexcept {
+    while (batch_waiter* const expired = queue_.take_expired(now)) settle(*expired, batch_outcome::expired, found);
+  }
+  /// An idle slot, a new one, or null.
+  micro_batch_slot* take_slot() noexcept {
+    // No memory for a new one: there is another one.
+    if (!idle_ && slots_.size() < limits_.batches) guarded([&] { add_slot(); }, [] {});
+    micro_batch_slot* const taken = idle_;
+    if (taken) idle_ = taken->next;
+    return taken;
+  }
+  void start(micro_batch_slot& slot) noexcept {
+    slot.stage = slot_stage::running;
+    queue_.start(slot.group);
+  }
+  void release(micro_batch_slot& slot, errands& found) noexcept {
+    slot.stage = slot_stage::idle;
+    slot.next = std::exchange(idle_, &slot);
+    found.keep = std::move(slot.keeps);
+    --active_;
+  }
+  /// For a waiter that has left its group.
+  void settle(batch_waiter& waiter, batch_outcome outcome, errands& found) noexcept {
+    waiter.stage = batch_stage::settled;
+    waiter.outcome = outcome;
+    found.ready.push_back(waiter);
+    --inside_;
+  }
+  /// The executor takes nothing any more: nobody who waits will get a result.
+  void settle_queue(errands& found) noexcept {
+    while (batch_waiter* const queued = queue_.take_any()) settle(*queued, batch_outcome::executor_stopped, found);
+  }
   void add_slot() {
     slots_.push_back(make_slot());
     slots_.back()->next = std::exchange(idle_, slots_.back().get());
@@ -219,7 +260,7 @@ class micro_batch_core : public std::enable_shared_from_this<micro_batch_core> {
   inline void slot_refused(micro_batch_slot& slot) noexcept;
 
   const executor_ref executor_;
-  const resumer resumer_;
+  const bulk_resumer resume_;
   const micro_batch_limits limits_;
   std::deque<desk> desks_;  // their number is a power of two, and does not change
   line_gap gap_;
@@ -245,9 +286,9 @@ void micro_batch_slot::rung() {
   core->slot_arrived(*this);
 }
 
-micro_batch_core::micro_batch_core(executor_ref executor, resumer resume, const micro_batch_limits& limits,
+micro_batch_core::micro_batch_core(executor_ref executor, bulk_resumer resume, const micro_batch_limits& limits,
                                    std::size_t concurrency)
-    : executor_(executor), resumer_(resume), limits_(limits), queue_(limits) {
+    : executor_(executor), resume_(resume), limits_(limits), queue_(limits) {
   const std::size_t desks = std::bit_ceil(std::min<std::size_t>(concurrency, 64));
   while (desks_.size() < desks) desks_.emplace_back(*this);
 }
@@ -340,18 +381,6 @@ void micro_batch_core::receive(batch_waiter* oldest, errands& found) noexcept {
   }
 }
 
-void micro_batch_core::receive_all(errands& found) noexcept {
-  for (desk& each : desks_) receive(each.inbox.take(), found);
-}
-
-void micro_batch_core::receive_for_look(desk& at, errands& found) noexcept {
-  if (closed_) {
-    --active_;
-  } else {
-    receive(at.inbox.take_all(), found);
-  }
-}
-
 void micro_batch_core::stop(batch_waiter& waiter) noexcept {
   locked([&](errands& found) {
     if (waiter.stage == batch_stage::outside) waiter.stage = batch_stage::stopped;
@@ -378,15 +407,6 @@ void micro_batch_core::abandon(batch_waiter& waiter) noexcept {
   });
 }
 
-std::size_t micro_batch_core::waiting() noexcept {
-  std::size_t count = 0;
-  locked([&](errands& found) {
-    receive_all(found);
-    count = queue_.waiting();
-  });
-  return count;
-}
-
 // ---- The end ----
 
 /// Those who are in them were before the end, and are let in.
@@ -409,11 +429,6 @@ bool micro_batch_core::close(waiter& closer) noexcept {
     if (!ended) closers_.push_back(closer);
   });
   return !ended;
-}
-
-void micro_batch_core::abandon_close(waiter& closer) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (closer.linked()) closer.unlink();
 }
 
 void micro_batch_core::detach() noexcept {
@@ -475,43 +490,6 @@ void micro_batch_core::look_at_the_time(bool slot_free, errands& found) noexcept
   }
 }
 
-void micro_batch_core::expire(std::int64_t now, errands& found) noexcept {
-  while (batch_waiter* const expired = queue_.take_expired(now)) settle(*expired, batch_outcome::expired, found);
-}
-
-/// An idle slot, a new one, or null.
-micro_batch_slot* micro_batch_core::take_slot() noexcept {
-  if (!idle_ && slots_.size() < limits_.batches) guarded([&] { add_slot(); }, [] {});  // no memory: there is another one
-  micro_batch_slot* const taken = idle_;
-  if (taken) idle_ = taken->next;
-  return taken;
-}
-
-void micro_batch_core::start(micro_batch_slot& slot) noexcept {
-  slot.stage = slot_stage::running;
-  queue_.start(slot.group);
-}
-
-void micro_batch_core::release(micro_batch_slot& slot, errands& found) noexcept {
-  slot.stage = slot_stage::idle;
-  slot.next = std::exchange(idle_, &slot);
-  found.keep = std::move(slot.keeps);
-  --active_;
-}
-
-/// For a waiter that has left its group.
-void micro_batch_core::settle(batch_waiter& waiter, batch_outcome outcome, errands& found) noexcept {
-  waiter.stage = batch_stage::settled;
-  waiter.outcome = outcome;
-  found.ready.push_back(waiter);
-  --inside_;
-}
-
-/// The executor takes nothing any more: nobody who waits will get a result.
-void micro_batch_core::settle_queue(errands& found) noexcept {
-  while (batch_waiter* const queued = queue_.take_any()) settle(*queued, batch_outcome::executor_stopped, found);
-}
-
 void micro_batch_core::perform(errands& found) noexcept {
   for (waiter* next = found.ready.first(); next;) {
     auto& each = static_cast<batch_waiter&>(*next);
@@ -519,7 +497,7 @@ void micro_batch_core::perform(errands& found) noexcept {
     // Settled inside the very call that queues it: it goes on there.
     if (each.mark && start_mark::finish(each.mark, &each)) each.unlink();
   }
-  if (!found.ready.empty()) found.resume.resume(found.resume.executor, found.ready);
+  found.resume(found.ready);
   resume_all(found.closers);
   while (found.slots) {
     micro_batch_slot& slot = *found.slots;

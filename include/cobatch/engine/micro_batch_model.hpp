@@ -73,9 +73,9 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
     }
 
     std::vector<Sample> batch;
-    bool cut = false;               // the range that was just called is now two
-    std::coroutine_handle<> work;   // what awaits the results
-    start_mark* mark = nullptr;     // of the call that began that
+    bool cut = false;              // the range that was just called is now two
+    std::coroutine_handle<> work;  // what awaits the results
+    start_mark* mark = nullptr;    // of the call that began that
   };
   struct alarm {
     void failed() noexcept { has_failed = true; }
@@ -87,13 +87,15 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
 
  public:
   micro_batch_engine(Executor& ex, PredictMany&& predict_many, const micro_batch_limits& limits, bool isolates)
-      : micro_batch_model<Sample, T>(detail::ref(ex), resumer_of(ex), limits, concurrency_of(ex)),
+      : micro_batch_model<Sample, T>(detail::ref(ex), bulk_resumer(ex), limits, concurrency_of(ex)),
         ex_(&ex),
         predict_many_(std::move(predict_many)),
         weighs_(limits.cost != micro_batch_limits::none),
         isolates_(isolates) {
-    this->measures = requires(PredictMany& many, const Sample& sample) { many.key(sample); } ||
-                     (weighs_ && requires(PredictMany& many, const Sample& sample) { many.cost(sample); });
+    this->measures = requires(PredictMany & many, const Sample& sample) {
+      many.key(sample);
+    }
+    || (weighs_ && requires(PredictMany & many, const Sample& sample) { many.cost(sample); });
     this->make_first_slot();
   }
 
@@ -107,13 +109,6 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   }
 
  private:
-  using typename micro_batch_core::resumer;
-  static resumer resumer_of(Executor& ex) noexcept {
-    return {const_cast<std::remove_const_t<Executor>*>(std::addressof(ex)),
-            [](void* executor, waiter_list& ready) noexcept {
-              resume_in_bulk(*static_cast<Executor*>(executor), ready);
-            }};
-  }
   std::int64_t now() const noexcept override { return now_of(*ex_).count(); }
 
   void start_timer() override { keep_time(alarm_).handle().resume(); }

@@ -68,10 +68,10 @@ class batch_waiter : public waiter {
   deadline_node deadline;
   std::size_t key = 0;
   std::size_t cost = 1;
-  std::size_t index = 0;           // in its batch, once that runs
-  batch_group* group = nullptr;    // where it is while queued, formed or running
-  batch_waiter* link = nullptr;    // in an inbox: to who came before; taken out of it: to who came next
-  start_mark* mark = nullptr;      // of the call that queues it
+  std::size_t index = 0;         // in its batch, once that runs
+  batch_group* group = nullptr;  // where it is while queued, formed or running
+  batch_waiter* link = nullptr;  // in an inbox: to who came before; taken out of it: to who came next
+  start_mark* mark = nullptr;    // of the call that queues it
   batch_stage stage = batch_stage::outside;
   batch_outcome outcome = batch_outcome::result;
   bool urgent = false;

@@ -4,6 +4,7 @@
 #include <concepts>
 #include <coroutine>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <type_traits>
 
@@ -72,5 +73,24 @@ void resume_in_bulk(Executor& ex, waiter_list& ready) noexcept {
     resume_all(ready);
   }
 }
+
+/// resume_in_bulk() with the executor's type erased.
+class bulk_resumer {
+ public:
+  template <executor Executor>
+  explicit bulk_resumer(Executor& ex) noexcept
+      : executor_(const_cast<std::remove_const_t<Executor>*>(std::addressof(ex))),
+        resume_([](void* executor, waiter_list& ready) noexcept {
+          resume_in_bulk(*static_cast<Executor*>(executor), ready);
+        }) {}
+
+  void operator()(waiter_list& ready) const noexcept {
+    if (!ready.empty()) resume_(executor_, ready);
+  }
+
+ private:
+  void* executor_;
+  void (*resume_)(void* executor, waiter_list& ready) noexcept;
+};
 
 }  // namespace cobatch::detail
