@@ -62,6 +62,8 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   static_assert(std::is_invocable_v<PredictMany&, samples>,
                 "cobatch: micro_batcher: predict_many must be callable as predict_many(std::span<const Sample>)");
   static constexpr bool is_awaitable = awaitable<std::invoke_result_t<PredictMany&, samples>>;
+  static constexpr bool has_key = requires(PredictMany& many, const Sample& sample) { many.key(sample); };
+  static constexpr bool has_cost = requires(PredictMany& many, const Sample& sample) { many.cost(sample); };
   using waiter_type = sample_waiter<Sample, T>;
 
   struct slot final : micro_batch_slot {
@@ -92,18 +94,15 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
         predict_many_(std::move(predict_many)),
         weighs_(limits.cost != micro_batch_limits::none),
         isolates_(isolates) {
-    this->measures = requires(PredictMany & many, const Sample& sample) {
-      many.key(sample);
-    }
-    || (weighs_ && requires(PredictMany & many, const Sample& sample) { many.cost(sample); });
+    this->measures = has_key || (weighs_ && has_cost);
     this->make_first_slot();
   }
 
   void measure(batch_waiter& waiter, const Sample& sample) override {
-    if constexpr (requires { predict_many_->cost(sample); }) {
+    if constexpr (has_cost) {
       if (weighs_) waiter.cost = std::max<std::size_t>(1, predict_many_->cost(sample));
     }
-    if constexpr (requires { predict_many_->key(sample); }) waiter.key = predict_many_->key(sample);
+    if constexpr (has_key) waiter.key = predict_many_->key(sample);
     (void)waiter;
     (void)sample;
   }
