@@ -49,7 +49,7 @@ struct counting_executor {
     ++handles;
     return sim.execute(handle);
   }
-  Taken execute(std::span<const std::coroutine_handle<>> all)
+  Taken execute_all(std::span<const std::coroutine_handle<>> all)
     requires in_bulk
   {
     ++sweeps;
@@ -282,6 +282,27 @@ TEMPLATE_TEST_CASE("micro batcher: where the executor takes many handles at a ti
   CHECK(executor.handles == 1);
   for (const started& each : running) CHECK(each.done());
   CHECK(test.text.starts_with("0 2 4 6 "));
+}
+
+TEST_CASE("micro batcher: an executor may also call that execute()") {
+  struct only_overloaded {
+    bool execute(std::coroutine_handle<> handle) { return counts.execute(handle); }
+    void execute(std::span<const std::coroutine_handle<>> all) { counts.execute_all(all); }
+    auto schedule_after(nanoseconds delay, std::stop_token stop = {}) { return counts.schedule_after(delay, stop); }
+    auto now() const { return counts.now(); }
+
+    counting_executor<void> counts;
+  };
+  static_assert(cobatch::detail::bulk_executor<only_overloaded>);
+  static_assert(!cobatch::detail::bulk_executor<simulation>);
+  scene test;
+  only_overloaded executor{.counts = {.sim = test.sim}};
+  batcher all(executor, test.model.callable(), {.max_batch_size = 2});
+  const started a = test.call(all, 1);
+  const started b = test.call(all, 2);
+  test.run_for(1ms);
+  CHECK(executor.counts.sweeps == 1);
+  CHECK(test.text == "2 4 ");
 }
 
 TEST_CASE("micro batcher: callers that a sweep refuses go on all the same, each once") {

@@ -14,27 +14,34 @@
 
 namespace cobatch::detail {
 
-/// An executor that also takes many handles in one call, `ex.execute(std::span<const std::coroutine_handle<>>)`, and
-/// resumes none of them inside it. It returns nothing, a bool (false: it has taken none) or how many it has taken, the
-/// first ones.
+/// An executor that also takes many handles in one call, `ex.execute_all(handles)` or `ex.execute(handles)` with a span
+/// of them, and resumes none of them inside it. It returns nothing, a bool (false: it has taken none) or how many it has
+/// taken, the first ones.
 template <class Executor>
-concept bulk_executor = executor<Executor> && requires(Executor& ex, std::span<const std::coroutine_handle<>> handles) {
-  ex.execute(handles);
-};
+concept bulk_executor = executor<Executor> &&
+    (requires(Executor& ex, std::span<const std::coroutine_handle<>> handles) { ex.execute_all(handles); } ||
+     requires(Executor& ex, std::span<const std::coroutine_handle<>> handles) { ex.execute(handles); });
 
-/// ex.execute(handles), whichever of its forms; how many were taken.
+/// Calls it, whichever of its forms; how many were taken.
 template <bulk_executor Executor>
 std::size_t execute_many_on(Executor& ex, std::span<const std::coroutine_handle<>> handles) noexcept {
-  using result = decltype(ex.execute(handles));
+  const auto call = [&]() -> decltype(auto) {
+    if constexpr (requires { ex.execute_all(handles); }) {
+      return ex.execute_all(handles);
+    } else {
+      return ex.execute(handles);
+    }
+  };
+  using result = decltype(call());
   return guarded(
       [&]() -> std::size_t {
         if constexpr (std::is_void_v<result>) {
-          ex.execute(handles);
+          call();
           return handles.size();
         } else if constexpr (std::same_as<result, bool>) {
-          return ex.execute(handles) ? handles.size() : 0;
+          return call() ? handles.size() : 0;
         } else {
-          return static_cast<std::size_t>(ex.execute(handles));
+          return static_cast<std::size_t>(call());
         }
       },
       []() -> std::size_t { return 0; });
@@ -62,10 +69,7 @@ void resume_in_bulk(Executor& ex, waiter_list& ready) noexcept {
       }
       if (count == 0) break;
       std::size_t taken = execute_many_on(ex, std::span(handles).first(count));
-      for (; taken < count; ++taken) {
-        waiters[taken]->executor = {};  // refused: it goes on here
-        others.push_back(*waiters[taken]);
-      }
+      for (; taken < count; ++taken) others.push_back(*waiters[taken]);  // refused: one by one
     }
     resume_all(others);
   } else {
