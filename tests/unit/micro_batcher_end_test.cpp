@@ -2,11 +2,13 @@
 
 #include <cobatch/micro_batcher.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <stdexcept>
