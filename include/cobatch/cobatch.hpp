@@ -18,7 +18,6 @@
 #include <cobatch/log_observer.hpp>
 #include <cobatch/metrics.hpp>
 #include <cobatch/metrics_snapshot.hpp>
-#include <cobatch/micro_batch_engine.hpp>
 #include <cobatch/micro_batch_options.hpp>
 #include <cobatch/micro_batcher.hpp>
 #include <cobatch/observer.hpp>

@@ -14,11 +14,10 @@
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
-#include <cobatch/detail/micro_batch_core.hpp>
+#include <cobatch/engine/micro_batch_model.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
-#include <cobatch/micro_batch_engine.hpp>
 #include <cobatch/micro_batch_options.hpp>
 
 namespace cobatch {
@@ -43,8 +42,10 @@ class micro_batch_close;
 /// size() and []) of T or of expected<T, error>, an expected of such a vector, or an awaitable of any of these. It is
 /// called on the executor, never inside predict(), and by max_concurrent_batches threads at once.
 ///
-/// Resumes: a caller goes on on the executor on which it suspended, or else on the batcher's.
-/// Order: first come, first served among equal keys.
+/// Resumes: a caller goes on on the executor on which it suspended, or else on the batcher's; the callers of a batch in
+/// one sweep, where that executor takes many handles at a time.
+/// Order: first come, first served among equal keys. Of samples that come on different threads before one of the
+/// batcher's turns on the executor, those of one thread may go first.
 /// Stops: a caller's stop or deadline takes its sample out of the queue; once its batch runs, a value counts however
 /// late it comes, and an exception or error of the model's is reported as the stop's or the deadline's.
 /// Lifetime: the executor must outlive the batcher and what it runs. Destroyed while a coroutine waits in it, it ends
@@ -52,8 +53,11 @@ class micro_batch_close;
 /// but not while another thread starts or ends its batch.
 /// Thread safety: predict(), close() and waiting() from any thread.
 /// Errors: see predict().
-/// Allocates: when it is made; for a batch what predict_many does. Nothing per sample: it waits in the caller's own
-/// frame, and is moved into the batch, whose memory is used again.
+/// Complexity: a sample costs one compare-exchange on a line that few threads share, and some three times a mutex is
+/// taken for a whole batch; with a deadline, or where max_queue is limited, once more for each sample. With keys O(log
+/// keys), counting those for which somebody waits: others are forgotten.
+/// Allocates: when it is made; for a batch what predict_many does; for a key that nobody waited for. Nothing per sample:
+/// it waits in the caller's own frame, and is moved into the batch, whose memory is used again.
 ///
 /// Example:
 ///     cobatch::micro_batcher<image, int> batcher(pool, [&](std::span<const image> x) { return model(x); },
@@ -137,16 +141,7 @@ class [[nodiscard]] micro_batch_predict {
       waiter_.outcome = batch_outcome::cancelled;
       return false;
     }
-    const bool measured = guarded(
-        [&] {
-          model_->measure(waiter_, waiter_.sample);
-          return true;
-        },
-        [&] {
-          waiter_.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0));
-          return false;
-        });
-    if (!measured) return false;
+    if (model_->measures && !measure()) return false;
     waiter_.handle = awaiting;
     waiter_.executor = current_executor();
     if (!waiter_.executor) waiter_.executor = model_->executor();
@@ -163,7 +158,10 @@ class [[nodiscard]] micro_batch_predict {
   expected<T, error> await_resume() {
     on_stop_.reset();  // waits for the callback to return, should it be running on another thread
     suspended_ = false;
-    if (!waiter_.result) return unexpected(error(why(), {}, 0));
+    if (!waiter_.result) {
+      if (waiter_.outcome == batch_outcome::no_memory) throw_bad_alloc();
+      return unexpected(error(why(), {}, 0));
+    }
     if (!*waiter_.result && stop_.stop_requested()) {
       error& why = waiter_.result->error();
       if (is_of_the_model(why) && why.code != errc::deadline_exceeded) why.code = errc::cancelled;
@@ -178,6 +176,18 @@ class [[nodiscard]] micro_batch_predict {
     batch_waiter* waiter;
     void operator()() const noexcept { core->stop(*waiter); }
   };
+
+  bool measure() {
+    return guarded(
+        [&] {
+          model_->measure(waiter_, waiter_.sample);
+          return true;
+        },
+        [&] {
+          waiter_.result.emplace(unexpect, error(errc::exception, std::current_exception(), 0));
+          return false;
+        });
+  }
 
   errc why() const noexcept {
     switch (waiter_.outcome) {
@@ -261,7 +271,13 @@ micro_batcher<Sample, T>::micro_batcher(Executor& ex, PredictMany&& predict_many
   detail::check(options);
   if constexpr (timed_executor<Executor>) {
     model_ = std::make_shared<detail::micro_batch_engine<Sample, T, Executor, function>>(
-        ex, function(std::forward<PredictMany>(predict_many)), options);
+        ex, function(std::forward<PredictMany>(predict_many)),
+        detail::micro_batch_limits{.samples = options.max_batch_size,
+                                   .cost = options.max_batch_cost,
+                                   .waiting = options.max_queue,
+                                   .delay = options.max_delay.count(),
+                                   .batches = options.max_concurrent_batches},
+        options.isolate_failures);
   }
 }
 

@@ -183,6 +183,80 @@ TEST_CASE("micro batcher: the last caller may destroy it, on whichever thread th
   }
 }
 
+TEST_CASE("micro batcher: callers that only push may end it, close it and be gone before their push returns") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  thread_pool pool(4);
+  for (int round = 0; round < effort(2000); ++round) {
+    tally counts;
+    constexpr int users = 24;
+    counts.alive = users;
+    std::atomic<std::uint32_t> calls{0};
+    const auto at_once = [&calls](std::span<const int> samples) {
+      ++calls;
+      return std::vector<int>(samples.begin(), samples.end());
+    };
+    const std::size_t key_count = 1 + random() % 3;
+    auto all = std::make_shared<batcher>(
+        pool, cobatch::bucketed(at_once, [=](int x) { return static_cast<std::size_t>(x) % key_count; }),
+        micro_batch_options{.max_batch_size = 1 + random() % 5, .max_delay = 20us, .max_concurrent_batches = 3});
+    const auto owner = [](thread_pool& on, std::shared_ptr<batcher> owned, int sample, tally& all_counts) -> detached {
+      co_await on.schedule();
+      for (int i = 0; i < 5; ++i) {
+        const auto result = co_await owned->predict(sample);
+        ++(result ? all_counts.values : all_counts.errors);
+        if (result ? *result != sample : result.error().code != errc::closed) ++all_counts.wrong;
+        if (sample == 0 && i == 2) co_await owned->close();
+      }
+      owned.reset();
+      --all_counts.alive;
+    };
+    for (int i = 0; i < users; ++i) owner(pool, all, i, counts);
+    all.reset();
+    counts.wait();
+    REQUIRE(counts.values + counts.errors == users * 5);
+    REQUIRE(counts.wrong == 0);
+  }
+}
+
+TEST_CASE("micro batcher: stops race with the push, with those who look, and with the batch") {
+  const std::uint32_t seed = stress_seed();
+  INFO("COBATCH_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  thread_pool pool(3);
+  for (int round = 0; round < effort(1000); ++round) {
+    tally counts;
+    constexpr int users = 12;
+    counts.alive = users;
+    std::stop_source stop;
+    const auto at_once = [](std::span<const int> samples) { return std::vector<int>(samples.begin(), samples.end()); };
+    {
+      batcher all(pool, at_once, {.max_batch_size = 4, .max_delay = 10us});
+      const auto user = [](thread_pool& on, batcher& of, int sample, std::stop_token token,
+                           tally& all_counts) -> detached {
+        co_await on.schedule();
+        if (sample % 3 == 0) token = std::stop_token();
+        for (int i = 0; i < 8; ++i) {
+          const auto result = co_await of.predict(sample, token);
+          ++(result ? all_counts.values : all_counts.errors);
+          if (!result && (result.error().code != errc::cancelled || sample % 3 == 0)) ++all_counts.wrong;
+        }
+        --all_counts.alive;
+      };
+      for (int i = 0; i < users; ++i) user(pool, all, i, stop.get_token(), counts);
+      const auto spins = random() % 20'000;
+      for (std::uint64_t i = 0; i < spins; ++i) std::atomic_signal_fence(std::memory_order_seq_cst);
+      stop.request_stop();
+      CHECK(all.waiting() <= std::size_t{users});  // which takes what is in the inboxes
+      counts.wait();
+      sync_wait(all.close());
+    }
+    REQUIRE(counts.values + counts.errors == users * 8);
+    REQUIRE(counts.wrong == 0);
+  }
+}
+
 TEST_CASE("micro batcher: a pool that stops in the middle leaves nobody waiting") {
   const std::uint32_t seed = stress_seed();
   INFO("COBATCH_TEST_SEED=" << seed);

@@ -106,8 +106,8 @@ class batch_engine : public batch_crew<Types> {
   bool at_home() noexcept { return runs_here(ex_); }
   bool execute(std::coroutine_handle<> handle) noexcept { return execute_on(ex_, handle); }
   bool execute_many([[maybe_unused]] std::span<const std::coroutine_handle<>> handles) noexcept {
-    if constexpr (requires { static_cast<bool>(ex_.execute(handles)); }) {
-      return static_cast<bool>(ex_.execute(handles));
+    if constexpr (requires { static_cast<bool>(ex_.execute_all(handles)); }) {
+      return static_cast<bool>(ex_.execute_all(handles));
     }
     return false;
   }

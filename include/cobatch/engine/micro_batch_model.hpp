@@ -14,16 +14,16 @@
 #include <utility>
 #include <vector>
 
-#include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/many_results.hpp>
-#include <cobatch/detail/micro_batch_core.hpp>
+#include <cobatch/detail/on_behalf_of.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/engine/micro_batch.hpp>
+#include <cobatch/engine/resume_in_bulk.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
-#include <cobatch/micro_batch_options.hpp>
 
 /// The part of micro_batcher that knows the types: calls predict_many, and takes its results apart.
 
@@ -49,8 +49,10 @@ template <class Sample, class T>
 class micro_batch_model : public micro_batch_core {
  public:
   using micro_batch_core::micro_batch_core;
-  /// Finds out cost and key of a sample; calls what the user gave.
+  /// Finds out cost and key of a sample; calls what the user gave, so only where that can tell.
   virtual void measure(batch_waiter& waiter, const Sample& sample) = 0;
+
+  bool measures = false;  // whether it can tell; does not change
 };
 
 /// The part that knows everything.
@@ -59,53 +61,65 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   using samples = std::span<const Sample>;
   static_assert(std::is_invocable_v<PredictMany&, samples>,
                 "cobatch: micro_batcher: predict_many must be callable as predict_many(std::span<const Sample>)");
-  using raw = std::invoke_result_t<PredictMany&, samples>;
-  static constexpr bool is_awaitable = awaitable<raw>;
-  using timer = decltype(std::declval<Executor&>().schedule_after(std::chrono::nanoseconds(), std::stop_token()));
+  static constexpr bool is_awaitable = awaitable<std::invoke_result_t<PredictMany&, samples>>;
+  static constexpr bool has_key = requires(PredictMany& many, const Sample& sample) { many.key(sample); };
+  static constexpr bool has_cost = requires(PredictMany& many, const Sample& sample) { many.cost(sample); };
   using waiter_type = sample_waiter<Sample, T>;
 
-  struct nothing {};
   struct slot final : micro_batch_slot {
     using micro_batch_slot::micro_batch_slot;
+    micro_batch_engine& engine() const noexcept { return static_cast<micro_batch_engine&>(*this->core); }
+    void failed() noexcept { engine().fail_batch(*this, error(errc::exception, std::current_exception())); }
+    void ended() {
+      if (!start_mark::finish(mark, this)) engine().resumed(*this);
+    }
+
     std::vector<Sample> batch;
-    bool cut = false;  // the range that was just called is now two
-    [[no_unique_address]]
-    typename std::conditional_t<is_awaitable, std::type_identity<attempt<raw>>, std::type_identity<nothing>>::type work;
+    bool cut = false;              // the range that was just called is now two
+    std::coroutine_handle<> work;  // what awaits the results
+    start_mark* mark = nullptr;    // of the call that began that
+  };
+  struct alarm {
+    void failed() noexcept { has_failed = true; }
+    void ended() { engine->timer_ended(std::exchange(has_failed, false)); }
+
+    micro_batch_engine* engine;
+    bool has_failed = false;
   };
 
  public:
-  micro_batch_engine(Executor& ex, PredictMany&& predict_many, const micro_batch_options& options)
-      : micro_batch_model<Sample, T>(detail::ref(ex),
-                                     micro_batch_limits{options.max_batch_size, options.max_batch_cost,
-                                                        options.max_queue, options.max_delay.count()},
-                                     options.max_concurrent_batches),
+  micro_batch_engine(Executor& ex, PredictMany&& predict_many, const micro_batch_limits& limits, bool isolates)
+      : micro_batch_model<Sample, T>(detail::ref(ex), bulk_resumer(ex), limits, concurrency_of(ex)),
         ex_(&ex),
         predict_many_(std::move(predict_many)),
-        weighs_(options.max_batch_cost != unlimited),
-        isolates_(options.isolate_failures) {
+        weighs_(limits.cost != micro_batch_limits::none),
+        isolates_(isolates) {
+    this->measures = has_key || (weighs_ && has_cost);
     this->make_first_slot();
   }
 
   void measure(batch_waiter& waiter, const Sample& sample) override {
-    if constexpr (requires { predict_many_->cost(sample); }) {
+    if constexpr (has_cost) {
       if (weighs_) waiter.cost = std::max<std::size_t>(1, predict_many_->cost(sample));
     }
-    if constexpr (requires { predict_many_->key(sample); }) waiter.key = predict_many_->key(sample);
+    if constexpr (has_key) waiter.key = predict_many_->key(sample);
     (void)waiter;
     (void)sample;
   }
 
  private:
   std::int64_t now() const noexcept override { return now_of(*ex_).count(); }
-  bool start_timer(std::int64_t delay, std::stop_token stop, std::coroutine_handle<> then) override {
-    return timer_.start(
-        [&]() -> decltype(auto) { return ex_->schedule_after(std::chrono::nanoseconds(delay), std::move(stop)); },
-        then);
+
+  void start_timer() override { keep_time(alarm_).handle().resume(); }
+  static on_behalf_of<alarm> keep_time(alarm& of) {
+    micro_batch_engine& self = *of.engine;
+    while (const std::int64_t pause = self.time_to_sleep()) {
+      const bool elapsed = static_cast<bool>(co_await self.sleep(pause));
+      self.slept(elapsed);
+    }
   }
-  bool end_timer() override {
-    bool elapsed = false;
-    timer_.resume([&](auto&& result) { elapsed = static_cast<bool>(result); });
-    return elapsed;
+  decltype(auto) sleep(std::int64_t pause) {
+    return ex_->schedule_after(std::chrono::nanoseconds(pause), this->wake_up_call());
   }
 
   std::unique_ptr<micro_batch_slot> make_slot() override { return std::make_unique<slot>(*this); }
@@ -139,9 +153,8 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
     // Suspended: the slot may already be somewhere else, and *this gone.
   }
 
-  void resumed(micro_batch_slot& ended) override {
-    slot& self = static_cast<slot&>(ended);
-    if constexpr (is_awaitable) take_results(self);
+  /// What predict_many returned has ended later, on whichever thread.
+  void resumed(slot& self) {
     if (!advance(self)) return;
     if (runs_here(*ex_)) return go_on(self);
     if (!this->hop(self)) {
@@ -152,7 +165,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
 
   void abandon_work(micro_batch_slot& abandoned) noexcept override {
     if constexpr (is_awaitable) {
-      static_cast<slot&>(abandoned).work.abandon();
+      static_cast<slot&>(abandoned).work.destroy();
     } else {
       (void)abandoned;
       fail("a micro_batcher was destroyed while predict_many runs: co_await its close() first");
@@ -166,42 +179,30 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   /// Calls predict_many for the next range. True: the range has its results, or has failed.
   bool call(slot& self) {
     if constexpr (is_awaitable) {
-      enum class came : unsigned char { to_an_end, to_a_wait, to_nothing };
-      came how = came::to_a_wait;
-      std::exception_ptr thrown;
-      {
-        start_mark mark(&self);
-        self.mark = &mark;
-        const auto begin = [&] {
-          const auto predict = [&]() -> raw { return (*predict_many_)(range(self)); };
-          return self.work.start(predict, self.handle(), mark) ? came::to_an_end : came::to_a_wait;
-        };
-        how = guarded(begin, [&] {
-          thrown = std::current_exception();
-          return came::to_nothing;
-        });
-        if (how == came::to_a_wait) {
-          if (!mark.finished()) return false;  // the slot may already be somewhere else
-          how = came::to_an_end;
-        }
-      }
-      if (how == came::to_an_end) {
-        take_results(self);
-      } else {
-        fail_batch(self, error(errc::exception, std::move(thrown)));
-      }
+      start_mark mark(&self);
+      self.mark = &mark;
+      const auto begin = [&] {
+        self.work = await_range(self).handle();
+        return true;
+      };
+      const auto give_up = [&] {
+        self.failed();
+        return false;
+      };
+      if (!guarded(begin, give_up)) return true;
+      self.work.resume();
+      return mark.finished();  // if not, the slot may already be somewhere else
     } else {
-      guarded([&] { use(self, (*predict_many_)(range(self))); },
-              [&] { fail_batch(self, error(errc::exception, std::current_exception())); });
+      guarded([&] { use(self, (*predict_many_)(range(self))); }, [&] { self.failed(); });
+      return true;
     }
-    return true;
   }
 
-  void take_results(slot& self)
+  static on_behalf_of<slot> await_range(slot& self)
     requires is_awaitable
   {
-    guarded([&] { self.work.resume([&](auto&& results) { use(self, static_cast<decltype(results)>(results)); }); },
-            [&] { fail_batch(self, error(errc::exception, std::current_exception())); });
+    micro_batch_engine& engine = self.engine();
+    engine.use(self, co_await (*engine.predict_many_)(engine.range(self)));
   }
 
   template <class Results>
@@ -280,7 +281,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   std::optional<PredictMany> predict_many_;
   bool weighs_;
   bool isolates_;
-  attempt<timer> timer_;
+  alarm alarm_{this};
 };
 
 }  // namespace cobatch::detail
