@@ -1,6 +1,7 @@
 #pragma once
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <span>
 #include <string>
@@ -58,6 +60,26 @@ struct usage {
             a.involuntary_switches - b.involuntary_switches};
   }
   usage operator/(double by) const { return {cpu_seconds / by, voluntary_switches / by, involuntary_switches / by}; }
+};
+
+/// What the machine's processors have done so far, in ticks: all of it, and what was not idling.
+struct processor_time {
+  double all = 0;
+  double busy = 0;
+
+  static processor_time now() {
+    processor_time sum;
+    std::ifstream stat("/proc/stat");
+    std::string label;
+    stat >> label;
+    double ticks = 0;
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    for (int i = 0; i < 8 && stat >> ticks; ++i) {
+      sum.all += ticks;
+      if (i != 3 && i != 4) sum.busy += ticks;
+    }
+    return sum;
+  }
 };
 
 /// One batch: `run()`, which is timed, then `right(its result)`. `ideal`: the seconds that it should take.
@@ -270,7 +292,15 @@ int run_table(std::span<char*> arguments, AddRows add_rows) {
     std::perror(wanted.csv.c_str());
     return EXIT_FAILURE;
   }
+  const processor_time before = processor_time::now();
+  const usage own_before = usage::now();
   print(all, wanted, csv);
+  const processor_time after = processor_time::now();
+  const double own = (usage::now() - own_before).cpu_seconds * static_cast<double>(::sysconf(_SC_CLK_TCK));
+  if (after.all > before.all) {
+    std::printf("\nMeanwhile other programs had %.0f %% of the processors.\n",
+                100 * std::max(0.0, after.busy - before.busy - own) / (after.all - before.all));
+  }
   if (csv != nullptr) std::fclose(csv);
   return EXIT_SUCCESS;
 }
