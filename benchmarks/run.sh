@@ -7,6 +7,7 @@
 #   benchmarks/run.sh --scaling [COUNT...]
 #                                     only how each kind of work gets on with more threads: 1, 2, 4 and so on up to the
 #                                     machine, or these; --quick and --filter=TEXT (of its CSV's first column) work, too
+#   --patient                         with --scaling: what other programs disturb is measured again
 #   --readme                          also puts the table into benchmarks/README.md and draws benchmarks/limits.svg (with
 #                                     --scaling: benchmarks/scaling.svg)
 #
@@ -17,10 +18,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/tests/support/install.sh"
 
-rounds=3 repetitions=3 quick='' readme='' filter='' scaling='' counts=()
+rounds=3 repetitions=3 quick='' readme='' filter='' scaling='' patient='' counts=()
 for argument in "$@"; do
   case $argument in
     --scaling) scaling=1 ;;
+    --patient) patient=1 ;;
     [1-9]*) counts+=("$argument") ;;
     --quick) quick=1 rounds=2 repetitions=1 ;;
     --readme) readme=1 ;;
@@ -72,7 +74,7 @@ fi
 # ---- Scaling ----
 
 if [[ -n $scaling ]]; then
-  "$build/benchmarks/scaling_benchmark" ${quick:+--quick} --only="$filter" --csv="$build/scaling.csv" "${counts[@]}" |
+  "$build/benchmarks/scaling_benchmark" ${quick:+--quick} ${patient:+--patient} --only="$filter" --csv="$build/scaling.csv" "${counts[@]}" |
     tee "$build/scaling.txt"
   if [[ -n $readme ]]; then
     python3 "$root/benchmarks/report.py" --scaling "$build/scaling.txt" "$root/benchmarks/README.md"

@@ -5,6 +5,7 @@
 //   --csv=FILE                         also as comma-separated values, for benchmarks/plot
 //   --only=TEXT                        the rows whose name (first column of the CSV) holds TEXT
 //   --quick                            a tenth of the samples, fewer runs
+//   --patient                          a cell that other programs disturb is measured again, up to 60 times; the calmest counts
 //
 // A program of its own, without Google Benchmark, so that it can be built anywhere and carried to many cores:
 //
