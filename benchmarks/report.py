@@ -2,6 +2,7 @@
 """Puts the runs of benchmarks/run.sh together: one JSON file, and a Markdown table beside the baselines and the goals.
 
   report.py RUNS_DIRECTORY RESULTS.json RESULTS.md [--quick] [--readme=README.md]
+  report.py --scaling SCALING.txt README.md   puts what scaling_benchmark printed into the README, nothing else
 """
 import datetime
 import json
@@ -12,6 +13,7 @@ import statistics
 import sys
 
 begin_mark, end_mark = "<!-- results: benchmarks/run.sh --readme -->", "<!-- end of results -->"
+scaling_marks = "<!-- scaling: benchmarks/run.sh --scaling --readme -->", "<!-- end of scaling -->"
 
 
 class Results:
@@ -260,7 +262,18 @@ def machine():
     return model
 
 
+def put(readme, lines, begin, end):
+    """Between the marks, instead of what is there."""
+    text = pathlib.Path(readme).read_text()
+    before, rest = text.split(begin, 1)
+    pathlib.Path(readme).write_text("\n".join([before + begin, "", *lines, "", end]) + rest.split(end, 1)[1])
+
+
 def main():
+    if sys.argv[1] == "--scaling":
+        table = pathlib.Path(sys.argv[2]).read_text().rstrip().splitlines()
+        put(sys.argv[3], [f"{machine()}, {table[0]}", "", "```text", *table[2:], "```"], *scaling_marks)
+        return
     directory, json_path, markdown_path = (pathlib.Path(a) for a in sys.argv[1:4])
     readme = next((a.split("=", 1)[1] for a in sys.argv[4:] if a.startswith("--readme=")), None)
     rows, context = [], {}
@@ -292,10 +305,7 @@ def main():
     details = ["", "<details><summary>Every benchmark</summary>", "", *all_rows(results), "", "</details>"]
     markdown_path.write_text("\n".join(lines + details) + "\n")
     if readme:
-        text = pathlib.Path(readme).read_text()
-        before, rest = text.split(begin_mark, 1)
-        after = rest.split(end_mark, 1)[1]
-        pathlib.Path(readme).write_text("\n".join([before + begin_mark, "", *lines, *details, "", end_mark]) + after)
+        put(readme, [*lines, *details], begin_mark, end_mark)
     sys.exit(1 if results.failed else 0)
 
 

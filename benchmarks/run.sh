@@ -4,7 +4,12 @@
 #   benchmarks/run.sh                 everything, some minutes
 #   benchmarks/run.sh --quick         a short look: fewer samples, fewer repetitions
 #   benchmarks/run.sh --filter=REGEX  only these (names as in the table, e.g. fan_out/coroutine)
-#   --readme                          also puts the table into benchmarks/README.md and draws benchmarks/limits.svg
+#   benchmarks/run.sh --scaling [COUNT...]
+#                                     only how each kind of work gets on with more threads: 1, 2, 4 and so on up to the
+#                                     machine, or these; --quick and --filter=TEXT (of its CSV's first column) work, too
+#   --patient                         with --scaling: what other programs disturb is measured again
+#   --readme                          also puts the table into benchmarks/README.md and draws benchmarks/limits.svg (with
+#                                     --scaling: benchmarks/scaling.svg)
 #
 # Several rounds, each of all programs in random order; within a program the repetitions are interleaved at random. The
 # numbers are the medians over all of that. Writes results.json (Google Benchmark's format) and results.md to
@@ -13,9 +18,12 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/tests/support/install.sh"
 
-rounds=3 repetitions=3 quick='' readme='' filter=.
+rounds=3 repetitions=3 quick='' readme='' filter='' scaling='' patient='' counts=()
 for argument in "$@"; do
   case $argument in
+    --scaling) scaling=1 ;;
+    --patient) patient=1 ;;
+    [1-9]*) counts+=("$argument") ;;
     --quick) quick=1 rounds=2 repetitions=1 ;;
     --readme) readme=1 ;;
     --filter=*) filter=${argument#*=} ;;
@@ -23,22 +31,28 @@ for argument in "$@"; do
     *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 done
+if ((${#counts[@]})) && [[ -z $scaling ]]; then
+  echo "numbers of threads are for --scaling" >&2
+  exit 2
+fi
 
 # ---- What they need; the rivals are optional ----
 
 has_header() { compgen -G "/usr/include/$1" >/dev/null || compgen -G "/usr/local/include/$1" >/dev/null; }
 
 install_build_tools
-has_header benchmark/benchmark.h || install_packages libbenchmark-dev
 command -v python3 >/dev/null || install_packages python3
-has_header tbb/tbb.h || install_packages libtbb-dev || warn "oneTBB is not among the rivals."
-# Channels came with Boost 1.80. An older one that is there stays.
-if ! has_header boost/asio.hpp; then
-  boost=libboost-dev
-  if [[ $(apt-cache show libboost1.81-dev 2>/dev/null) == *Version* ]]; then boost=libboost1.81-dev; fi
-  install_packages "$boost" || true
+if [[ -z $scaling ]]; then
+  has_header benchmark/benchmark.h || install_packages libbenchmark-dev
+  has_header tbb/tbb.h || install_packages libtbb-dev || warn "oneTBB is not among the rivals."
+  # Channels came with Boost 1.80. An older one that is there stays.
+  if ! has_header boost/asio.hpp; then
+    boost=libboost-dev
+    if [[ $(apt-cache show libboost1.81-dev 2>/dev/null) == *Version* ]]; then boost=libboost1.81-dev; fi
+    install_packages "$boost" || true
+  fi
+  has_header boost/asio/experimental/concurrent_channel.hpp || warn "Boost.Asio (1.80 or newer) is not among the rivals."
 fi
-has_header boost/asio/experimental/concurrent_channel.hpp || warn "Boost.Asio (1.80 or newer) is not among the rivals."
 
 # ---- Building ----
 
@@ -51,10 +65,28 @@ if ! {
   cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_CXX_FLAGS_RELEASE='-O3 -DNDEBUG' -DCOBATCH_BUILD_TESTS=OFF -DCOBATCH_BUILD_EXAMPLES=OFF \
     -DCOBATCH_BUILD_BENCHMARKS=ON &&
-    cmake --build "$build" -j "$(jobs)"
+    cmake --build "$build" -j "$(jobs)" ${scaling:+--target scaling_benchmark}
 } >"$build/build.log" 2>&1; then
   tail -n 40 "$build/build.log"
   exit 1
+fi
+
+# ---- Scaling ----
+
+if [[ -n $scaling ]]; then
+  "$build/benchmarks/scaling_benchmark" ${quick:+--quick} ${patient:+--patient} --only="$filter" --csv="$build/scaling.csv" "${counts[@]}" |
+    tee "$build/scaling.txt"
+  if [[ -n $readme ]]; then
+    python3 "$root/benchmarks/report.py" --scaling "$build/scaling.txt" "$root/benchmarks/README.md"
+  fi
+  command -v gnuplot >/dev/null || install_packages gnuplot-nox || true
+  if command -v gnuplot >/dev/null && python3 "$root/benchmarks/plot" "$build/scaling.csv" "$build/scaling.svg"; then
+    if [[ -n $readme ]]; then cp "$build/scaling.svg" "$root/benchmarks/scaling.svg"; fi
+  else
+    warn "Not drawn: that needs gnuplot, and more than one number of threads."
+  fi
+  printf '\n%s\n' "All of it: $build/scaling.csv, $build/scaling.svg; the program, for another machine: $build/benchmarks/scaling_benchmark"
+  exit
 fi
 
 # ---- How long it takes to compile ----
@@ -104,7 +136,7 @@ for ((round = 1; round <= rounds; ++round)); do
     else
       times=$repetitions
       case $program in policies | adaptive) times=1 ;; esac  # on the virtual clock: the same every time
-      if ! "$build/benchmarks/${program}_benchmark" --benchmark_filter="$filter" --benchmark_repetitions="$times" \
+      if ! "$build/benchmarks/${program}_benchmark" --benchmark_filter="${filter:-.}" --benchmark_repetitions="$times" \
         --benchmark_enable_random_interleaving=true --benchmark_out="$out" --benchmark_out_format=json \
         >"$build/runs/$round.$program.log" 2>&1; then
         warn "${program}_benchmark ended early:"
