@@ -15,10 +15,8 @@
 
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
-#include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/results.hpp>
-#include <cobatch/detail/start_mark.hpp>
-#include <cobatch/engine/batch.hpp>
+#include <cobatch/engine/running_batch.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
@@ -29,7 +27,7 @@ namespace detail {
 
 /// Where the outcomes of a batch go: the vector that the user gets, or what will become one.
 template <class Result, bool Counted>
-class batch_sink {
+class batch_sink : public awaited_end {
   struct make_unstarted {
     void operator()(std::vector<Result>& slots) const {
       slots.emplace_back(unexpect, error(errc::not_started, {}, 0));
@@ -52,7 +50,7 @@ class batch_sink {
  public:
   struct handful {};
 
-  batch_sink(std::size_t size, std::coroutine_handle<> awaiting) : results_(results_for(size)), awaiting_(awaiting) {
+  batch_sink(std::size_t size, std::coroutine_handle<> awaiting) : awaited_end(awaiting), results_(results_for(size)) {
     // Only our own error type is made under a lock.
     if constexpr (Counted && !std::is_same_v<typename Result::error_type, error>) results_.grow_all();
   }
@@ -62,19 +60,6 @@ class batch_sink {
   Result* made_slot(std::size_t index) noexcept { return results_.slot(index); }
 
   template <class Item>
-  Item* reserve() {
-    return guarded([] { return static_cast<Item*>(::new (frame_pool::allocate(sizeof(Item))) Item()); },
-                   [&]() -> Item* {
-                     no_memory_ = std::current_exception();
-                     return nullptr;
-                   });
-  }
-  template <class Item>
-  void unreserve(Item& item) noexcept {
-    std::destroy_at(&item);
-    frame_pool::deallocate(&item, sizeof(Item));
-  }
-  template <class Item>
   bool place(Item& item) {
     return guarded(
         [&] {
@@ -83,11 +68,10 @@ class batch_sink {
           return true;
         },
         [&] {
-          no_memory_ = std::current_exception();
+          out_of_memory();
           return false;
         });
   }
-  static constexpr bool can_go_on() noexcept { return false; }
   bool drops_unstarted([[maybe_unused]] std::size_t index) noexcept {
     if constexpr (Counted) return false;
     // Counts, ordering nothing; read when all is over.
@@ -96,7 +80,6 @@ class batch_sink {
     while (index < first && !first_unstarted_.compare_exchange_weak(first, index, std::memory_order_relaxed)) {}
     return true;
   }
-  static constexpr bool room_came() noexcept { return false; }
 
   template <class Sample>
   void settled(handful&, const Sample& sample) noexcept {
@@ -104,18 +87,11 @@ class batch_sink {
   }
   static constexpr void hand_over(handful) noexcept {}
 
-  void complete() {
-    if (start_mark::finish(starting_, this)) return;  // still inside await_suspend
-    awaiting_.resume();
-  }
-
-  // -- for batch --
-  void starting(start_mark* mark) noexcept { starting_ = mark; }
-
+  // -- for running_batch --
   /// The outcomes; all that `each_unstarted(visit)` visits, and what has no slot yet, gets `why`.
   template <class EachUnstarted>
   std::vector<Result> take(errc why, EachUnstarted&& each_unstarted) {
-    if (no_memory_) std::rethrow_exception(no_memory_);
+    rethrow();
     if constexpr (Counted) {
       results_.grow_all();
       each_unstarted([&](index_range range) {
@@ -145,58 +121,7 @@ class batch_sink {
   }
 
   results results_;
-  std::coroutine_handle<> awaiting_;
-  start_mark* starting_ = nullptr;
-  std::exception_ptr no_memory_;
   std::atomic<std::size_t> unstarted_{0}, first_unstarted_{unlimited};  // only where the length is not known
-};
-
-/// A batch that has been awaited.
-template <class Executor, class View, class Predict>
-class running_batch {
-  struct types {
-    using executor = Executor;
-    using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
-    using predict = Predict;
-    using sink = batch_sink<typename outcome_of<source, Predict>::result, std::ranges::sized_range<View>>;
-    static constexpr bool can_pause = false;
-  };
-
- public:
-  using result = typename outcome_of<typename types::source, Predict>::result;
-  using traits = typename outcome_of<typename types::source, Predict>::traits;
-
-  running_batch(Executor& ex, View&& samples, Predict& predict, const batch_options& options, std::stop_token stop,
-                std::coroutine_handle<> awaiting)
-      : source_(std::move(samples)),
-        pumps_(source_.size_hint().value_or(unlimited)),
-        sink_(pumps_, awaiting),
-        engine_(ex, source_, predict, sink_, options, std::move(stop)) {}
-
-  /// True: suspended, `awaiting` will be resumed, or already was.
-  bool start() {
-    start_mark mark(&sink_);
-    sink_.starting(&mark);
-    engine_.start(pumps_);
-    return !mark.finished();  // if open, *this may be gone
-  }
-
-  std::vector<result> take() {
-    const errc unstarted = engine_.why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
-    return sink_.take(unstarted, [&](auto&& visit) {
-      if constexpr (types::source::indexed) {
-        engine_.each_unstarted(visit);
-      } else {
-        visit(index_range{source_.handed_out(), unlimited});
-      }
-    });
-  }
-
- private:
-  typename types::source source_;
-  std::size_t pumps_;
-  typename types::sink sink_;
-  batch_engine<types> engine_;
 };
 
 }  // namespace detail
@@ -204,7 +129,7 @@ class running_batch {
 /// What batch_predict() returns: await it once; see there.
 template <class Executor, class View, class Predict>
 class [[nodiscard]] batch {
-  using running = detail::running_batch<Executor, View, Predict>;
+  using running = detail::running_batch<Executor, View, Predict, detail::batch_sink>;
 
  public:
   /// The type of one sample's outcome: expected<T, E>.

@@ -7,6 +7,7 @@
 #include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/batch_predict_into.hpp>
 #include <cobatch/batch_predict_many.hpp>
 #include <cobatch/callback.hpp>
 #include <cobatch/error.hpp>

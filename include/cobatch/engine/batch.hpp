@@ -769,7 +769,13 @@ void batch_engine<Types>::refuse(lane& self, entry why) {
   if (why == entry::stopped) {
     // Where it had been tried before, its last error stands.
     const errc unstarted = why_halted() == halt::executor ? errc::executor_stopped : errc::not_started;
-    if (sample.attempts == 0) settle(sample.slot, error(unstarted, {}, 0));
+    if (sample.attempts == 0) {
+      settle(sample.slot, error(unstarted, {}, 0));
+      if (sink_.drops_unstarted(sample.index)) {
+        if constexpr (!source::indexed) sink_.unreserve(*sample.item);
+        return;
+      }
+    }
   } else {
     const errc code = why == entry::expired ? errc::queue_timed_out : errc::cost_exceeds_capacity;
     settle(sample.slot, error(code, {}, sample.attempts));
