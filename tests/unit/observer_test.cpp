@@ -252,7 +252,7 @@ TEST_CASE("observer: the end of a batch that stops early tells why, and how many
   CHECK(summary.stopped == errc::cancelled);
   CHECK(summary.finished == batch.told.finished.size());
   CHECK(summary.finished + summary.not_started == 20);
-  CHECK(summary.not_started >= 14);
+  CHECK(summary.not_started >= 13);  // the other three may have ended first, and three more have begun
 }
 
 TEST_CASE("observer: hooks that throw do no harm, and the end tells how many did") {

@@ -81,6 +81,9 @@ class batch_engine : public batch_crew<Types> {
                std::stop_token stop);
   ~batch_engine();
 
+  /// Alone, where the batch is given up, its executor being deserted: lets go of whatever is left. Nothing goes on.
+  void abandon() noexcept;
+
   /// At most `workers` of them, or fewer if the executor or the cap allow no more. *this may be gone after it.
   void start(std::size_t workers);
 
@@ -91,7 +94,7 @@ class batch_engine : public batch_crew<Types> {
 
   /// Alone: `visit(range)` for what was claimed and never started.
   template <class Visit>
-  void each_unstarted(Visit&& visit) const {
+  void each_unstarted(Visit&& visit) {
     visit(index_range{source_.handed_out(), unlimited});
     this->each_rest(visit);
     shelves_.each(visit);
@@ -104,6 +107,8 @@ class batch_engine : public batch_crew<Types> {
   // -- for the crew --
   executor_ref executor() noexcept { return ref(ex_); }
   bool at_home() noexcept { return runs_here(ex_); }
+  /// Whether it may begin inside its await. Not where others may wait for the permits that it takes.
+  bool begins_inside() noexcept { return at_home() && !needs_.gates; }
   bool execute(std::coroutine_handle<> handle) noexcept { return execute_on(ex_, handle); }
   bool execute_many([[maybe_unused]] std::span<const std::coroutine_handle<>> handles) noexcept {
     if constexpr (requires { static_cast<bool>(ex_.execute_all(handles)); }) {
@@ -247,6 +252,7 @@ class batch_engine : public batch_crew<Types> {
   batch_alarm alarm_;
   std::coroutine_handle<> timekeeper_;
   time deadline_ = no_timeout;
+  bool abandoned_ = false;
   bool looked_in_vain_ = false;              // the timekeeper's: it found nothing to wait for when it last looked
   std::atomic<bool> input_counted_{false};   // a stream whose input has not ended is a holder
   std::stop_source attempts_stop_{std::nostopstate}, reading_stop_{std::nostopstate};
@@ -286,22 +292,40 @@ batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_ty
 
 template <class Types>
 batch_engine<Types>::~batch_engine() {
-  user_link_.reset();
+  abandon();
   if (timekeeper_) timekeeper_.destroy();
-  // Only where the batch is given up, its executor being deserted, is anything left. Those that wait for permits go
-  // before those that have some and give them back.
-  if (!head.nobody()) {
-    reader_.abandon();
-    this->each_lane([](lane& each) {
-      if (each.at == stage::wait) each.end_way();
+}
+
+template <class Types>
+void batch_engine<Types>::abandon() noexcept {
+  user_link_.reset();
+  if (head.nobody() || std::exchange(abandoned_, true)) return;
+  // Those that wait for permits go before those that have some and give them back.
+  this->each_lane([](lane& each) {
+    if (each.at == stage::wait) each.end_way();
+  });
+  this->each_lane([](lane& each) {
+    each.abandon();
+    each.end_way();
+    each.pair = nullptr;
+    each.limit_permit.release();
+    each.shared_permit.release();
+    each.weight_permit.release();
+  });
+  reader_.abandon(sink_);
+  if constexpr (!source::indexed) {
+    // One that two attempts share is given back once.
+    portion all;
+    const auto collect = [&](item_type* item) {
+      if (item && std::exchange(item->slot, nullptr)) all.push(*item);
+    };
+    this->each_lane([&](lane& each) { collect(each.sample.item); });
+    retries_.drain([&](const sample_type& each) { collect(each.item); });
+    this->each_rest([&](portion& rest) {
+      while (!rest.empty()) collect(&rest.pop());
     });
-    this->each_lane([](lane& each) {
-      each.abandon();
-      each.limit_permit.release();
-      each.shared_permit.release();
-      each.weight_permit.release();
-    });
-    this->each_lane([](lane& each) { each.pair = nullptr; });
+    reader_.take(all);
+    while (!all.empty()) sink_.unreserve(all.pop());
   }
 }
 
@@ -625,6 +649,7 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
 template <class Types>
 [[gnu::always_inline]] inline void batch_engine<Types>::finished_plainly(loop& here, lane& self) {
   sink_.settled(here.done, self.sample);
+  self.sample.item = nullptr;
   if (needs_.gates && share_.is_over(self, self.waited, wait_.under_way(), ex_)) hand_over_permit(self);
 }
 
@@ -772,7 +797,7 @@ void batch_engine<Types>::refuse(lane& self, entry why) {
     if (sample.attempts == 0) {
       settle(sample.slot, error(unstarted, {}, 0));
       if (sink_.drops_unstarted(sample.index)) {
-        if constexpr (!source::indexed) sink_.unreserve(*sample.item);
+        if constexpr (!source::indexed) sink_.unreserve(*std::exchange(sample.item, nullptr));
         return;
       }
     }
@@ -984,7 +1009,10 @@ bool batch_engine<Types>::end_pair(lane& self) {
   self.is_twin = false;
   give_way(self);
   end.loser.request_stop();
-  if (!watch_.leave_pair(self)) return false;
+  if (!watch_.leave_pair(self)) {
+    self.sample.item = nullptr;
+    return false;
+  }
   if constexpr (std::is_same_v<error_type, error>) {
     if (!self.sample.slot->has_value()) self.sample.slot->error().attempts = self.sample.attempts;
   }
@@ -1075,6 +1103,7 @@ bool batch_engine<Types>::try_again(lane& self) {
     case retry_queue<sample_type>::pushed::is_next: alarm_.wake(); break;
     default: break;
   }
+  sample.item = nullptr;
   return true;
 }
 
@@ -1085,7 +1114,7 @@ void batch_engine<Types>::sample_final(lane& self) {
     ++self.loop->finished;
     report_.finished(self.sample, self.ended);
   }
-  sink_.settled(self.loop->done, self.sample);
+  sink_.settled(self.loop->done, std::exchange(self.sample, sample_type{}));
 }
 
 template <class Types>

@@ -212,9 +212,9 @@ class batch_crew {
     return false;
   }
   bool any_rest() const noexcept { return rests_.load() != 0; }
-  /// Alone.
+  /// Alone: what was claimed and not started, of all workers.
   template <class Visit>
-  void each_rest(Visit&& visit) const {
+  void each_rest(Visit&& visit) {
     for (worker* each = workers_; each; each = each->next_made) visit(each->portion);
   }
 
@@ -253,7 +253,7 @@ class batch_crew {
       launched = another;
     }
     execute_all(launched, more);
-    if (engine().at_home() && this_thread_loops < deepest) return run(nullptr, first_, launched);
+    if (engine().begins_inside() && this_thread_loops < deepest) return run(nullptr, first_, launched);
     launch_or_end(*first_);
   }
 

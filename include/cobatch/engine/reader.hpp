@@ -25,7 +25,12 @@ class input_reader {
  public:
   explicit input_reader(Engine&) noexcept {}
   void prepare() noexcept {}
-  void abandon() noexcept {}
+  template <class Sink>
+  void abandon(Sink&) noexcept {}
+  template <class Portion>
+  static constexpr bool take(Portion&) noexcept {
+    return false;
+  }
   static constexpr bool any() noexcept { return false; }
 };
 
@@ -45,8 +50,10 @@ class input_reader<Engine, Source> {
   /// Throws std::bad_alloc.
   void prepare() { frame_ = frame::relay(*this).made; }
   /// It waits, and will never be resumed.
-  void abandon() noexcept {
+  template <class Sink>
+  void abandon(Sink& sink) noexcept {
     if (std::exchange(waits_, false)) frame_->wait.abandon();
+    if (item_) sink.unreserve(*std::exchange(item_, nullptr));
   }
 
   /// A sample was put down.

@@ -76,6 +76,7 @@ class stream_state {
   stream_state(const stream_state&) = delete;
   stream_state& operator=(const stream_state&) = delete;
   ~stream_state() {
+    engine_.abandon();
     delete_all(finished_.load(std::memory_order_relaxed));
     delete_all(returned_.load(std::memory_order_relaxed));
     delete_all(empty_);
