@@ -8,13 +8,13 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/limit_control.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 #include <cobatch/semaphore.hpp>

@@ -14,7 +14,6 @@
 #include <ranges>
 #include <span>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -22,6 +21,7 @@
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/metrics.hpp>

@@ -10,13 +10,13 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/rate_queue.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {

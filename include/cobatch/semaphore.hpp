@@ -7,13 +7,13 @@
 #include <new>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/semaphore_core.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 

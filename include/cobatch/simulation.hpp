@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <ratio>
 #include <stdexcept>
-#include <stop_token>
 #include <string>
 #include <utility>
 
@@ -15,6 +14,7 @@
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>
 #include <cobatch/detail/handle_queue.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/waiter.hpp>

@@ -16,13 +16,6 @@
 #error "cobatch needs C++20 with coroutines: compile with -std=c++20 or newer (GCC 12+, Clang 16+)"
 #endif
 
-#if __has_include(<version>)
-#include <version>
-#endif
-#if defined(_LIBCPP_VERSION) && !defined(__cpp_lib_jthread)
-#error "cobatch needs std::stop_token: with libc++ before version 20 compile and link with -fexperimental-library"
-#endif
-
 #if COBATCH_EXCEPTIONS
 #include <exception>
 #endif

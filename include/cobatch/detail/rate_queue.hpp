@@ -6,12 +6,12 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <stop_token>
 #include <utility>
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/token_bucket.hpp>
 #include <cobatch/detail/waiter.hpp>
 
