@@ -288,6 +288,7 @@ inline detail::limit_settings adaptive_limit::settings(const adaptive_options& o
   made.initial = static_cast<double>(options.initial);
   made.min = static_cast<double>(options.min);
   made.max = static_cast<double>(options.max);
+  made.most = options.max;
   made.tolerance = options.tolerance;
   made.smoothing = options.smoothing;
   made.backoff = options.backoff;

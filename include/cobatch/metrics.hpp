@@ -16,10 +16,12 @@
 #include <string_view>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/histogram.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
@@ -71,7 +73,13 @@ class batch_metrics : public batch_observer {
   class own {
    public:
     explicit constexpr own(T value = {}) noexcept : value_(value) {}
-    void operator+=(T more) noexcept { *this = get() + more; }
+    void operator+=(T more) noexcept {
+      if constexpr (std::is_same_v<T, std::int64_t>) {
+        *this = detail::saturating_sum(get(), more);
+      } else {
+        *this = get() + more;
+      }
+    }
     void operator=(T value) noexcept { value_.store(value, std::memory_order_relaxed); }
     T get() const noexcept { return value_.load(std::memory_order_relaxed); }
 
@@ -218,12 +226,17 @@ inline void batch_metrics::batch_ended(const batch_summary& event) {
   const std::lock_guard lock(mutex_);
   not_started_ += event.not_started;
   hook_failures_ += event.hook_failures;
-  if (active_ != 0 && --active_ == 0) before_ += event.at - since_;
+  if (active_ != 0 && --active_ == 0) {
+    before_ = detail::saturating_sum(before_, detail::saturating_difference(event.at, since_));
+  }
 }
 
 inline metrics_snapshot batch_metrics::snapshot() const {
   using std::chrono::nanoseconds;
   metrics_snapshot all;
+  const auto add = [](nanoseconds& sum, const time& more) {
+    sum = detail::saturating_sum(sum, nanoseconds(more.get()));
+  };
   std::uint64_t ended = 0;
   nanoseconds latest{};
   std::size_t limit = std::numeric_limits<std::size_t>::max();
@@ -236,13 +249,13 @@ inline metrics_snapshot batch_metrics::snapshot() const {
     all.retries += each.retries.get();
     all.taken += each.taken.get();
     all.at_limit += each.at_limit.get();
-    all.running += nanoseconds(each.running.get());
-    all.waited_for_input += nanoseconds(each.waited_for_input.get());
-    all.waited_for_permits += nanoseconds(each.waited_for_permits.get());
-    all.waited_for_rate += nanoseconds(each.waited_for_rate.get());
-    all.backed_off += nanoseconds(each.backed_off.get());
-    all.waited_for_turn += nanoseconds(each.waited_for_turn.get());
-    all.waited_for_consumer += nanoseconds(each.waited_for_consumer.get());
+    add(all.running, each.running);
+    add(all.waited_for_input, each.waited_for_input);
+    add(all.waited_for_permits, each.waited_for_permits);
+    add(all.waited_for_rate, each.waited_for_rate);
+    add(all.backed_off, each.backed_off);
+    add(all.waited_for_turn, each.waited_for_turn);
+    add(all.waited_for_consumer, each.waited_for_consumer);
     for (std::size_t k = 0; k < outcome_count; ++k) all.outcomes[k] += each.outcomes[k].get();
     for (std::size_t k = 0; k < level_count; ++k) {
       all.load[k].count += each.load[k].attempts.get();
@@ -270,7 +283,8 @@ inline metrics_snapshot batch_metrics::snapshot() const {
   all.not_started = not_started_;
   all.hook_failures = hook_failures_;
   all.limit = latest > nanoseconds::zero() ? limit : first_limit_;
-  all.elapsed = before_ + (active_ == 0 ? nanoseconds::zero() : std::max(latest - since_, nanoseconds::zero()));
+  const nanoseconds now_active = active_ == 0 ? nanoseconds::zero() : detail::saturating_difference(latest, since_);
+  all.elapsed = detail::saturating_sum(before_, std::max(now_active, nanoseconds::zero()));
   return all;
 }
 

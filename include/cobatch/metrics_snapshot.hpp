@@ -16,6 +16,7 @@
 #include <utility>
 
 #include <cobatch/detail/prometheus_text.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/latency_histogram.hpp>
@@ -136,7 +137,7 @@ inline void metrics_snapshot::merge(const metrics_snapshot& other) {
        {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
         &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate, &metrics_snapshot::backed_off,
         &metrics_snapshot::waited_for_turn, &metrics_snapshot::waited_for_consumer}) {
-    this->*time += other.*time;
+    this->*time = detail::saturating_sum(this->*time, other.*time);
   }
   for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
   for (std::size_t i = 0; i < load.size(); ++i) {
@@ -188,7 +189,7 @@ inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   }
   if (latency_growth().few) return bottleneck::server;
   if (full || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
-  if (limited() && share(waited_for_turn) > 0 && share(running + waited_for_turn) >= 0.9 * static_cast<double>(limit)) {
+  if (limited() && share(waited_for_turn) > 0 && share(detail::saturating_sum(running, waited_for_turn)) >= 0.9 * static_cast<double>(limit)) {
     return bottleneck::window;
   }
   return bottleneck::nothing;
@@ -227,7 +228,7 @@ inline std::string metrics_snapshot::advice() const {
       const auto line = [&](const load_level& level) {
         const auto count = static_cast<double>(level.count);
         out.fixed(level.in_flight / count, 0).add(" in flight an attempt takes ");
-        out.duration(std::chrono::nanoseconds(static_cast<std::int64_t>(level.latency / count)));
+        out.duration(detail::saturating_nanoseconds(level.latency / count));
       };
       out.add("what predict calls: with ");
       line(*found.few);

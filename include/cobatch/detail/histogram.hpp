@@ -50,7 +50,8 @@ class histogram {
   /// none.
   std::int64_t quantile(double q) const noexcept {
     if (count_ == 0) return 0;
-    const auto rank = static_cast<std::uint64_t>(std::ceil(std::clamp(q, 0.0, 1.0) * static_cast<double>(count_)));
+    const double share = q > 0 ? std::min(q, 1.0) : 0;  // not std::clamp(): q may be no number
+    const auto rank = static_cast<std::uint64_t>(std::ceil(share * static_cast<double>(count_)));
     std::uint64_t below = 0;
     for (std::size_t i = 0; i < bucket_count; ++i) {
       below += (*counts_)[i];

@@ -11,6 +11,7 @@ struct limit_settings {
   double initial = 20;
   double min = 1;
   double max = 1000;
+  std::size_t most = 1000;  // max as it was given: a double may round it up
   double tolerance = 1.2;
   double smoothing = 0.3;
   double backoff = 0.5;
@@ -27,7 +28,8 @@ class limit_control {
 
   /// The cap to hold now; while it probes, below what it has found.
   std::size_t cap() const noexcept {
-    return static_cast<std::size_t>(state_ == state::steady ? limit_ : std::min(limit_, probe_cap_));
+    const double now = state_ == state::steady ? limit_ : std::min(limit_, probe_cap_);
+    return now >= set_.max ? set_.most : static_cast<std::size_t>(now);
   }
 
   /// A call came to its end after `latency`; it was one of `in_flight` when it started, and is one of
