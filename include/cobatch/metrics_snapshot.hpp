@@ -7,14 +7,18 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <iosfwd>
 #include <limits>
 #include <ostream>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/prometheus_text.hpp>
 #include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
@@ -100,7 +104,7 @@ class metrics_snapshot {
   /// The same in a sentence, with the numbers it was concluded from and what to do.
   std::string advice() const;
 
-  /// Prometheus text exposition, version 0.0.4. `prefix` begins every name. Errors: those of `os`.
+  /// Prometheus text exposition, version 0.0.4, of these metrics alone: see prometheus_writer.
   void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch",
                         std::span<const metric_label> labels = {}) const;
   /// One JSON object on one line; times in seconds.
@@ -109,6 +113,14 @@ class metrics_snapshot {
   void write_summary(std::ostream& os) const;
 
  private:
+  friend class prometheus_writer;
+
+  static constexpr std::string_view foreign = "other";  // what name_of() says of codes that are not the library's
+  std::uint64_t other_outcomes() const noexcept;
+  /// tell(name, count) of each of the library's outcomes, and of all others together, if there are any.
+  template <class Tell>
+  void each_outcome(Tell tell) const;
+
   bool limited() const noexcept { return limit != std::numeric_limits<std::size_t>::max(); }
   double per_second(double count) const noexcept {
     return elapsed.count() > 0 ? count * 1e9 / static_cast<double>(elapsed.count()) : 0;
@@ -121,6 +133,39 @@ class metrics_snapshot {
     const load_level* many = nullptr;
   };
   growth latency_growth() const noexcept;
+};
+
+/// Prometheus text exposition, version 0.0.4, of any number of metrics, one for each model, stage or service:
+///
+///     prometheus_writer("my_service").add(resnet.snapshot(), {{"model", "resnet"}})
+///                                    .add(mlp.snapshot(), {{"model", "mlp"}}).write(os);
+///
+/// What is not allowed in a name becomes an underscore; bytes of a value that are no UTF-8 are written as `\xff`.
+/// Errors of the user's own codes are one row, outcome="other".
+class prometheus_writer {
+ public:
+  /// `prefix` begins every name.
+  explicit prometheus_writer(std::string_view prefix = "cobatch") : prefix_(prefix) {}
+
+  /// Errors: std::invalid_argument, with the label's name, for a label that begins with two underscores, that is there
+  /// twice, also once names are what Prometheus allows, or that is named as one of the library's own: le, outcome, for.
+  /// And where another one has just these labels.
+  prometheus_writer& add(metrics_snapshot metrics, std::span<const metric_label> labels = {});
+  prometheus_writer& add(metrics_snapshot metrics, std::initializer_list<metric_label> labels) {
+    return add(std::move(metrics), std::span<const metric_label>(labels.begin(), labels.size()));
+  }
+
+  /// Errors: those of `os`.
+  void write(std::ostream& os) const;
+
+ private:
+  struct entry {
+    metrics_snapshot metrics;
+    detail::prometheus_labels labels;
+  };
+
+  std::string prefix_;
+  std::vector<entry> all_;
 };
 
 // ---- Implementation ----
@@ -261,57 +306,105 @@ inline std::string metrics_snapshot::advice() const {
   return out.str();
 }
 
+inline std::uint64_t metrics_snapshot::other_outcomes() const noexcept {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    if (name_of(static_cast<errc>(i)) == foreign) sum += outcomes[i];
+  }
+  return sum;
+}
+
+template <class Tell>
+void metrics_snapshot::each_outcome(Tell tell) const {
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    const std::string_view name = name_of(static_cast<errc>(i));
+    if (name != foreign) tell(name, outcomes[i]);
+  }
+  if (const std::uint64_t count = other_outcomes()) tell(foreign, count);
+}
+
 inline void metrics_snapshot::write_prometheus(std::ostream& os, std::string_view prefix,
                                                std::span<const metric_label> labels) const {
+  prometheus_writer(prefix).add(*this, labels).write(os);
+}
+
+inline prometheus_writer& prometheus_writer::add(metrics_snapshot metrics, std::span<const metric_label> labels) {
+  detail::prometheus_labels made;
+  for (const metric_label& each : labels) made.add(each.name, each.value);
+  for (const entry& each : all_) {
+    if (each.labels.str() == made.str()) {
+      detail::throw_or_fail<std::invalid_argument>(
+          ("cobatch: two metrics in one exposition have the labels {" + made.str() + "}").c_str());
+    }
+  }
+  all_.push_back({std::move(metrics), std::move(made)});
+  return *this;
+}
+
+inline void prometheus_writer::write(std::ostream& os) const {
   using namespace std::chrono_literals;
-  detail::prometheus_text out(prefix);
-  for (const metric_label& each : labels) out.add_common_label(each.name, each.value);
-  const auto one = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+  detail::prometheus_text out(prefix_);
+  const auto family = [&](std::string_view name, std::string_view type, std::string_view help, auto write_one) {
     out.family(name, type, help);
-    out.value(name, number);
+    for (const entry& each : all_) {
+      write_one(each.metrics, [&](std::string_view what, auto number, const std::string& own_label = {}) {
+        out.value(what, each.labels, number, own_label);
+      });
+    }
+  };
+  const auto one = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+    family(name, type, help, [&](const metrics_snapshot& of, auto value) { value(name, number(of)); });
+  };
+  const auto counted = [&](std::string_view name, std::string_view type, std::string_view help,
+                           std::uint64_t metrics_snapshot::*count) {
+    one(name, type, help, [&](const metrics_snapshot& of) { return of.*count; });
   };
   const auto seconds = [](std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e9; };
+  const auto label = detail::prometheus_labels::one;
+  using m = metrics_snapshot;
 
-  out.family("samples_total", "counter", "Samples with a final outcome.");
-  for (std::size_t i = 0; i < outcomes.size(); ++i) {
-    const std::string_view outcome = name_of(static_cast<errc>(i));
-    if (outcome != "other" || outcomes[i] != 0) out.value("samples_total", outcomes[i], out.label("outcome", outcome));
-  }
-  one("samples_not_started_total", "counter", "Samples of batches that stopped before their turn.", not_started);
-  one("attempts_total", "counter", "Calls of predict that have started.", attempts);
-  one("retries_total", "counter", "How often a sample was to be tried again.", retries);
-  one("hedges_total", "counter", "Attempts that doubled another one.", hedges);
-  one("late_attempts_total", "counter", "Attempts that ended after their timeout.", late);
-  one("results_taken_total", "counter", "Results taken from streams.", taken);
-  one("batches_total", "counter", "Batches that have begun.", batches);
-  one("hook_failures_total", "counter", "Exceptions that left observers.", hook_failures);
-  one("batches_active", "gauge", "Batches that have begun and not ended.", active_batches);
-  one("in_flight", "gauge", "Attempts that have started and not ended.", in_flight);
-  constexpr double infinite = std::numeric_limits<double>::infinity();
-  one("limit", "gauge", "How many samples may be in flight.", limited() ? static_cast<double>(limit) : infinite);
+  family("samples_total", "counter", "Samples with a final outcome.", [&](const m& of, auto value) {
+    of.each_outcome([&](std::string_view outcome, std::uint64_t count) {
+      value("samples_total", count, label("outcome", outcome));
+    });
+  });
+  counted("samples_not_started_total", "counter", "Samples of batches that stopped before their turn.",
+          &m::not_started);
+  counted("attempts_total", "counter", "Calls of predict that have started.", &m::attempts);
+  counted("retries_total", "counter", "How often a sample was to be tried again.", &m::retries);
+  counted("hedges_total", "counter", "Attempts that doubled another one.", &m::hedges);
+  counted("late_attempts_total", "counter", "Attempts that ended after their timeout.", &m::late);
+  counted("results_taken_total", "counter", "Results taken from streams.", &m::taken);
+  counted("batches_total", "counter", "Batches that have begun.", &m::batches);
+  counted("hook_failures_total", "counter", "Exceptions that left observers.", &m::hook_failures);
+  counted("batches_active", "gauge", "Batches that have begun and not ended.", &m::active_batches);
+  counted("in_flight", "gauge", "Attempts that have started and not ended.", &m::in_flight);
+  one("limit", "gauge", "How many samples may be in flight.", [](const m& of) {
+    return of.limited() ? static_cast<double>(of.limit) : std::numeric_limits<double>::infinity();
+  });
 
-  out.family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.");
-  const auto wait = [&](std::string_view what, std::chrono::nanoseconds time) {
-    out.value("wait_seconds_total", seconds(time), out.label("for", what));
-  };
-  wait("input", waited_for_input);
-  wait("permits", waited_for_permits);
-  wait("rate", waited_for_rate);
-  wait("backoff", backed_off);
-  wait("turn", waited_for_turn);
-  wait("consumer", waited_for_consumer);
+  family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.", [&](const m& of, auto value) {
+    for (const auto& [what, time] :
+         {std::pair("input", of.waited_for_input), std::pair("permits", of.waited_for_permits),
+          std::pair("rate", of.waited_for_rate), std::pair("backoff", of.backed_off),
+          std::pair("turn", of.waited_for_turn), std::pair("consumer", of.waited_for_consumer)}) {
+      value("wait_seconds_total", seconds(time), label("for", what));
+    }
+  });
 
-  out.family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.");
   constexpr std::array<std::chrono::nanoseconds, 24> bounds{10us,   25us, 50us, 100us, 250us, 500us, 1ms,   2500us,
                                                             5ms,    10ms, 25ms, 50ms,  100ms, 250ms, 500ms, 1s,
                                                             2500ms, 5s,   10s,  25s,   50s,   100s,  250s,  500s};
-  for (const std::chrono::nanoseconds bound : bounds) {
-    const std::string at = detail::text().add(seconds(bound)).str();
-    out.value("attempt_duration_seconds_bucket", latency.count_up_to(bound), out.label("le", at));
-  }
-  out.value("attempt_duration_seconds_bucket", latency.count(), "le=\"+Inf\"");
-  out.value("attempt_duration_seconds_sum", latency.sum() / 1e9);
-  out.value("attempt_duration_seconds_count", latency.count());
+  family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.",
+         [&](const m& of, auto value) {
+           for (const std::chrono::nanoseconds bound : bounds) {
+             const std::string at = detail::text().add(seconds(bound)).str();
+             value("attempt_duration_seconds_bucket", of.latency.count_up_to(bound), label("le", at));
+           }
+           value("attempt_duration_seconds_bucket", of.latency.count(), label("le", "+Inf"));
+           value("attempt_duration_seconds_sum", of.latency.sum() / 1e9);
+           value("attempt_duration_seconds_count", of.latency.count());
+         });
   os << out.str();
 }
 
@@ -320,9 +413,9 @@ inline void metrics_snapshot::write_json(std::ostream& os) const {
   const auto seconds = [](auto time) { return static_cast<double>(time.count()) / 1e9; };
   out.add("{\"samples\":", samples, ",\"succeeded\":", succeeded, ",\"failed\":", failed, ",\"failed_by\":{");
   const char* comma = "";
-  for (std::size_t i = 1; i < outcomes.size(); ++i) {
-    if (outcomes[i] != 0) out.add(std::exchange(comma, ",")).json(name_of(static_cast<errc>(i))).add(":", outcomes[i]);
-  }
+  each_outcome([&](std::string_view name, std::uint64_t count) {
+    if (name != name_of(errc{}) && count != 0) out.add(std::exchange(comma, ",")).json(name).add(":", count);
+  });
   out.add("},\"not_started\":", not_started, ",\"attempts\":", attempts, ",\"retries\":", retries,
           ",\"hedges\":", hedges, ",\"late\":", late, ",\"taken\":", taken, ",\"batches\":", batches,
           ",\"active_batches\":", active_batches, ",\"hook_failures\":", hook_failures, ",\"in_flight\":", in_flight,
@@ -359,9 +452,9 @@ inline void metrics_snapshot::write_summary(std::ostream& os) const {
   if (failed != 0) {
     out.add("failures").column(tab);
     const char* comma = "";
-    for (std::size_t i = 1; i < outcomes.size(); ++i) {
-      if (outcomes[i] != 0) out.add(std::exchange(comma, ", "), outcomes[i], " ", name_of(static_cast<errc>(i)));
-    }
+    each_outcome([&](std::string_view name, std::uint64_t count) {
+      if (name != name_of(errc{}) && count != 0) out.add(std::exchange(comma, ", "), count, " ", name);
+    });
     out.add("\n");
   }
   out.add("attempts").column(tab).add(attempts, ": ", retries, " retries, ", hedges, " hedges, ", late, " late\n");

@@ -5,7 +5,10 @@
 #include <array>
 #include <atomic>
 #include <limits>
+#include <initializer_list>
+#include <map>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -343,4 +346,89 @@ TEST_CASE("bottleneck: a batch that waits for nothing is slowed by nothing") {
   batch_metrics metrics;
   teller batch(metrics, 64);
   CHECK(ten_seconds(batch, metrics, 2, 20ms).slowed_by() == bottleneck::nothing);
+}
+
+TEST_CASE("prometheus_writer: several metrics share each HELP and TYPE") {
+  batch_metrics one, two;
+  two.sample_finished({});
+  std::ostringstream os;
+  cobatch::prometheus_writer("app")
+      .add(one.snapshot(), {{"model", "a"}})
+      .add(two.snapshot(), {{"model", "b"}, {"zone", "eu"}})
+      .write(os);
+  const std::string text = os.str();
+  std::map<std::string, int> heads;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('#')) ++heads[line.substr(0, line.find(' ', 7))];
+  }
+  CHECK(heads.size() == 28);
+  for (const auto& [head, count] : heads) {
+    CAPTURE(head);
+    CHECK(count == 1);
+  }
+  CHECK(has_line(text, "app_samples_total{model=\"a\",outcome=\"success\"} 0"));
+  CHECK(has_line(text, "app_samples_total{model=\"b\",zone=\"eu\",outcome=\"success\"} 1"));
+}
+
+TEST_CASE("prometheus_writer: error codes of the user's own are one row, in JSON and the summary too") {
+  batch_metrics metrics;
+  for (const int code : {20, 21, 200, 21}) {
+    cobatch::sample_event own;
+    own.failure = static_cast<cobatch::errc>(code);
+    metrics.sample_finished(own);
+  }
+  const std::string text = prometheus(metrics.snapshot(), "app");
+  CHECK(has_line(text, "app_samples_total{outcome=\"other\"} 4"));
+  CHECK(text.find("outcome=\"other\"") == text.rfind("outcome=\"other\""));
+  std::ostringstream json, summary;
+  metrics.write_json(json);
+  metrics.write_summary(summary);
+  CHECK(json.str().find("\"failed_by\":{\"other\":4}") != std::string::npos);
+  CHECK(summary.str().find("4 other\n") != std::string::npos);
+}
+
+TEST_CASE("prometheus_writer: labels that Prometheus would not take are refused by name") {
+  const auto refused = [](std::initializer_list<cobatch::metric_label> labels) -> std::string {
+    try {
+      cobatch::prometheus_writer().add({}, labels);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  for (const char* const name : {"le", "outcome", "for", "__name__", "__x"}) {
+    CHECK(refused({{name, "a"}}).find(std::string("\"") + name + "\"") != std::string::npos);
+  }
+  CHECK(refused({{"model", "a"}, {"model", "b"}}).find("\"model\" is there twice") != std::string::npos);
+  CHECK(refused({{"mo-del", "a"}, {"mo_del", "b"}}).find("\"mo_del\" is there twice") != std::string::npos);
+  CHECK(refused({{"mo_del", "a"}, {"mo-del", "b"}}).find("\"mo-del\" (as \"mo_del\") is there twice") !=
+        std::string::npos);
+  CHECK(refused({{"-_x", "a"}}).find("\"-_x\" (as \"__x\") is reserved") != std::string::npos);
+  CHECK(refused({{"model", "a"}, {"Model", "b"}, {"lE", "c"}}).empty());
+}
+
+TEST_CASE("prometheus_writer: two metrics with the same labels are refused") {
+  cobatch::prometheus_writer writer;
+  writer.add({}, {{"model", "a"}});
+  CHECK_THROWS_AS(writer.add({}, {{"model", "a"}}), std::invalid_argument);
+  writer.add({});
+  CHECK_THROWS_AS(writer.add({}), std::invalid_argument);
+}
+
+TEST_CASE("prometheus_writer: what is no UTF-8 is escaped, what is UTF-8 is not") {
+  const auto written = [](std::string_view value) {
+    std::ostringstream os;
+    cobatch::prometheus_writer("app").add({}, {{"m", value}}).write(os);
+    const std::string line = os.str().substr(os.str().find("app_in_flight{m=\"") + 17);
+    return line.substr(0, line.find("\"} 0"));
+  };
+  CHECK(written("\xff\xfe") == R"(\\xff\\xfe)");
+  CHECK(written("a\x80z") == R"(a\\x80z)");
+  CHECK(written("\xc3\xa4 \xe2\x82\xac \xf0\x9f\x99\x82") == "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x99\x82");
+  CHECK(written("\xc0\xaf") == R"(\\xc0\\xaf)");          // longer than it need be
+  CHECK(written("\xed\xa0\x80") == R"(\\xed\\xa0\\x80)");  // half of a pair
+  CHECK(written("\xf4\x90\x80\x80") == R"(\\xf4\\x90\\x80\\x80)");
+  CHECK(written("cut \xe2\x82") == R"(cut \\xe2\\x82)");
+  CHECK(written("\"\\\n") == R"(\"\\\n)");
 }
