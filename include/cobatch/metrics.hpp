@@ -57,7 +57,7 @@ class batch_metrics : public batch_observer {
   std::string advice() const { return snapshot().advice(); }
 
   inline void batch_started(const batch_info& event) override;
-  inline void attempt_started(const attempt_event&) override;
+  inline void attempt_started(const attempt_event& event) override;
   inline void attempt_ended(const attempt_event& event) override;
   inline void sample_retried(const retry_event& event) override;
   inline void sample_finished(const sample_event& event) override;
@@ -104,9 +104,11 @@ class batch_metrics : public batch_observer {
     std::atomic<const void*> owner{nullptr};  // set once, by its owner, who alone needs to see it
     std::atomic<buckets*> latencies{
         nullptr};  // set once by the owner (release); read (acquire) by snapshot(), and by heirs
-    count started, ended, hedges, late, retries, taken, at_limit;
+    count started, ended, hedges, late, retries, taken, at_limit, straight;
     time running, waited_for_input, waited_for_permits, waited_for_rate, backed_off, waited_for_turn,
-        waited_for_consumer;
+        waited_for_consumer, consumer_behind;
+    own<const void*> running_lane{nullptr};  // of the attempt that started last, if none has ended since
+    own<std::size_t> running_index, peak;
     count shortest{~std::uint64_t{0}}, longest;
     time latest;
     own<std::size_t> limit{std::numeric_limits<std::size_t>::max()};
@@ -134,8 +136,11 @@ class batch_metrics : public batch_observer {
   const std::size_t shard_count_;
   const std::unique_ptr<shard[]> shards_;
 
+  time last_taken_{std::numeric_limits<std::int64_t>::min()};  // written by whoever takes; orders nothing
+
   mutable std::mutex mutex_;  // guards all below, which changes only when a batch begins or ends, and the last shard
   std::uint64_t batches_ = 0, active_ = 0, not_started_ = 0, hook_failures_ = 0;
+  std::size_t window_ = 0;
   std::size_t first_limit_ = std::numeric_limits<std::size_t>::max();
   std::chrono::nanoseconds since_{};   // a batch has been active without a break
   std::chrono::nanoseconds before_{};  // the time in which one was active, until then
@@ -160,15 +165,25 @@ inline void batch_metrics::batch_started(const batch_info& event) {
   ++batches_;
   if (active_++ == 0) since_ = event.at;
   first_limit_ = event.limit;
+  window_ = event.window;
 }
 
-inline void batch_metrics::attempt_started(const attempt_event&) {
-  write([](shard& here) { here.started += 1; });
+inline void batch_metrics::attempt_started(const attempt_event& event) {
+  write([&](shard& here) {
+    here.started += 1;
+    here.running_lane = event.lane;
+    here.running_index = event.index;
+    if (here.peak.get() < event.in_flight) here.peak = event.in_flight;
+  });
 }
 
 inline void batch_metrics::attempt_ended(const attempt_event& event) {
   write([&](shard& here) {
     here.ended += 1;
+    if (here.running_lane.get() == event.lane && here.running_index.get() == event.index && event.lane != nullptr) {
+      here.straight += 1;
+    }
+    here.running_lane = nullptr;
     if (event.hedge) here.hedges += 1;
     if (event.late) here.late += 1;
     here.running += event.ran.count();
@@ -217,6 +232,12 @@ inline void batch_metrics::sample_taken(const sample_event& event) {
   write([&](shard& here) {
     here.taken += 1;
     if (here.latest.get() < event.at.count()) here.latest = event.at.count();
+    // Takes follow each other, whatever their thread, so this adds up to the time in which a result lay ready. Several
+    // consumers at once may count some of it twice.
+    const std::chrono::nanoseconds last(last_taken_.get());
+    last_taken_ = event.at.count();
+    const auto since_last = std::max<std::int64_t>(detail::saturating_difference(event.at, last).count(), 0);
+    here.consumer_behind += std::clamp<std::int64_t>(event.waited_for_consumer.count(), 0, since_last);
     here.waited_for_turn += event.waited_for_turn.count();
     here.waited_for_consumer += event.waited_for_consumer.count();
   });
@@ -249,6 +270,9 @@ inline metrics_snapshot batch_metrics::snapshot() const {
     all.retries += each.retries.get();
     all.taken += each.taken.get();
     all.at_limit += each.at_limit.get();
+    all.straight += each.straight.get();
+    if (each.started.get() != 0) ++all.threads;
+    all.peak_in_flight = std::max(all.peak_in_flight, each.peak.get());
     add(all.running, each.running);
     add(all.waited_for_input, each.waited_for_input);
     add(all.waited_for_permits, each.waited_for_permits);
@@ -256,6 +280,7 @@ inline metrics_snapshot batch_metrics::snapshot() const {
     add(all.backed_off, each.backed_off);
     add(all.waited_for_turn, each.waited_for_turn);
     add(all.waited_for_consumer, each.waited_for_consumer);
+    add(all.consumer_behind, each.consumer_behind);
     for (std::size_t k = 0; k < outcome_count; ++k) all.outcomes[k] += each.outcomes[k].get();
     for (std::size_t k = 0; k < level_count; ++k) {
       all.load[k].count += each.load[k].attempts.get();
@@ -282,6 +307,7 @@ inline metrics_snapshot batch_metrics::snapshot() const {
   all.active_batches = active_;
   all.not_started = not_started_;
   all.hook_failures = hook_failures_;
+  all.window = window_;
   all.limit = latest > nanoseconds::zero() ? limit : first_limit_;
   const nanoseconds now_active = active_ == 0 ? nanoseconds::zero() : detail::saturating_difference(latest, since_);
   all.elapsed = detail::saturating_sum(before_, std::max(now_active, nanoseconds::zero()));

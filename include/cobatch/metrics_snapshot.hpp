@@ -29,13 +29,16 @@ namespace cobatch {
 
 /// What holds a batch up, see metrics_snapshot::slowed_by().
 enum class bottleneck : std::uint8_t {
-  nothing,   ///< nothing but predict itself, as far as can be seen
+  nothing,   ///< nothing that is sure
   input,     ///< samples do not come fast enough
   consumer,  ///< results are not taken fast enough from a stream
   rate,      ///< the rate limiter
   limit,     ///< the cap on samples in flight: predict could do more at once
   window,    ///< of an ordered stream: full of results that wait for an earlier one
   server,    ///< what predict calls has more in flight than it can use: each one takes longer, no more get done
+  failures,  ///< predict fails
+  backoff,   ///< samples sleep before they are tried again
+  blocking,  ///< predict does not suspend: there are as many in flight as the executor has threads
 };
 
 /// A label for write_prometheus(): `{{"model", "mlp"}}`.
@@ -66,7 +69,11 @@ class metrics_snapshot {
   std::uint64_t late = 0;                    ///< attempts that ended after their timeout
   std::uint64_t taken = 0;                   ///< results taken from streams
   std::uint64_t at_limit = 0;                ///< attempts that started with at least 90 % of the limit in flight
-  std::uint64_t batches = 0;                 ///< that have begun
+  std::uint64_t straight = 0;      ///< attempts that ended on the thread where they started, before it started another
+  std::size_t threads = 0;         ///< on which attempts started
+  std::size_t peak_in_flight = 0;  ///< the most samples in flight when an attempt started
+  std::size_t window = 0;          ///< of the latest ordered stream; 0: there was none, or it was not told
+  std::uint64_t batches = 0;       ///< that have begun
   std::uint64_t active_batches = 0;
   std::uint64_t hook_failures = 0;  ///< exceptions that left observers of batches that have ended
   std::uint64_t in_flight = 0;      ///< attempts that have started and not ended
@@ -78,6 +85,7 @@ class metrics_snapshot {
   // Sums over all samples.
   std::chrono::nanoseconds running{}, waited_for_input{}, waited_for_permits{}, waited_for_rate{}, backed_off{},
       waited_for_turn{}, waited_for_consumer{};
+  std::chrono::nanoseconds consumer_behind{};  ///< in which at least one result lay ready, not taken
   std::array<load_level, 40> load{};
 
   std::uint64_t failed_with(errc code) const noexcept {
@@ -93,13 +101,21 @@ class metrics_snapshot {
   void merge(const metrics_snapshot& other);
 
   /// What holds the batch up. With T the time in which a batch was active, the first of these that holds:
-  /// - consumer: finished samples waited to be taken for T or more in all (on average at least one lay there), and
-  ///   fewer than half of the attempts started at the limit;
+  /// - failures: half of the samples came to no value, for a reason that is neither a stop, a deadline nor the input;
+  /// - consumer: finished samples waited to be taken for T or more in all (on average at least one lay there), one lay
+  ///   there for half of T, and fewer than half of the attempts started at the limit;
   /// - input, rate: somebody waited for it for 60 % of T; the longer of the two;
+  /// - blocking: nine in ten attempts ran from start to end with nothing between on their thread, never more were in
+  ///   flight than there were threads, which is below the limit, and threads were busy for 60 % of T;
   /// - server: latency grows nearly in proportion to what is in flight (with the exponent 0.6 or more), by more than
   ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
-  /// - limit: half of the attempts started with 90 % of the limit in flight, or permits were waited for for 60 % of T;
-  /// - window: what was in flight and what waited for an earlier result add up to 90 % of the limit.
+  /// - backoff: somebody slept before another attempt for 60 % of T, and on average more slept than ran, or finished
+  ///   samples waited for an earlier one all the time;
+  /// - limit: half of the attempts started with 90 % of the limit in flight, and on average half of it was, or permits
+  ///   were waited for for 60 % of T;
+  /// - window: what was in flight, slept, or waited for an earlier result adds up to 90 % of the window; where that is
+  ///   not known, to the limit, give or take 10 %.
+  /// Timeouts that come with such a growth of latency are the server's.
   bottleneck slowed_by() const noexcept;
   /// The same in a sentence, with the numbers it was concluded from and what to do.
   std::string advice() const;
@@ -133,6 +149,8 @@ class metrics_snapshot {
     const load_level* many = nullptr;
   };
   growth latency_growth() const noexcept;
+  /// Samples that came to no value because predict did not give one.
+  std::uint64_t broken() const noexcept;
 };
 
 /// Prometheus text exposition, version 0.0.4, of any number of metrics, one for each model, stage or service:
@@ -171,17 +189,18 @@ class prometheus_writer {
 // ---- Implementation ----
 
 inline void metrics_snapshot::merge(const metrics_snapshot& other) {
-  for (auto count : {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,
-                     &metrics_snapshot::not_started, &metrics_snapshot::attempts, &metrics_snapshot::retries,
-                     &metrics_snapshot::hedges, &metrics_snapshot::late, &metrics_snapshot::taken,
-                     &metrics_snapshot::at_limit, &metrics_snapshot::batches, &metrics_snapshot::active_batches,
-                     &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
+  for (auto count :
+       {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,
+        &metrics_snapshot::not_started, &metrics_snapshot::attempts, &metrics_snapshot::retries,
+        &metrics_snapshot::hedges, &metrics_snapshot::late, &metrics_snapshot::taken, &metrics_snapshot::at_limit,
+        &metrics_snapshot::straight, &metrics_snapshot::batches, &metrics_snapshot::active_batches,
+        &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
     this->*count += other.*count;
   }
-  for (auto time :
-       {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
-        &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate, &metrics_snapshot::backed_off,
-        &metrics_snapshot::waited_for_turn, &metrics_snapshot::waited_for_consumer}) {
+  for (auto time : {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
+                    &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate,
+                    &metrics_snapshot::backed_off, &metrics_snapshot::waited_for_turn,
+                    &metrics_snapshot::waited_for_consumer, &metrics_snapshot::consumer_behind}) {
     this->*time = detail::saturating_sum(this->*time, other.*time);
   }
   for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
@@ -191,6 +210,9 @@ inline void metrics_snapshot::merge(const metrics_snapshot& other) {
     load[i].latency += other.load[i].latency;
     load[i].squared_latency += other.load[i].squared_latency;
   }
+  threads = std::max(threads, other.threads);
+  peak_in_flight = std::max(peak_in_flight, other.peak_in_flight);
+  window = other.window;
   limit = other.limit;
   latency.merge(other.latency);
 }
@@ -224,18 +246,42 @@ inline auto metrics_snapshot::latency_growth() const noexcept -> growth {
   return steepest;
 }
 
+inline std::uint64_t metrics_snapshot::broken() const noexcept {
+  std::uint64_t others = 0;
+  for (const errc code : {errc::cancelled, errc::not_started, errc::deadline_exceeded, errc::queue_timed_out,
+                          errc::input_failed, errc::executor_stopped, errc::closed}) {
+    others += failed_with(code);
+  }
+  return failed - std::min(failed, others);
+}
+
 inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   constexpr double most_of_the_time = 0.6;
   if (attempts == 0 || elapsed.count() <= 0) return bottleneck::nothing;
-  const bool full = at_limit * 2 >= attempts;
-  if (share(waited_for_consumer) >= 1 && !full) return bottleneck::consumer;
+  const bool growing = latency_growth().few != nullptr;
+  if (broken() != 0 && broken() * 2 >= samples) {
+    return growing && failed_with(errc::timed_out) * 2 >= broken() ? bottleneck::server : bottleneck::failures;
+  }
+  const bool full = at_limit * 2 >= attempts && (!limited() || mean_in_flight() * 2 >= static_cast<double>(limit));
+  if (share(waited_for_consumer) >= 1 && share(consumer_behind) >= 0.5 && !full) return bottleneck::consumer;
   if (std::max(share(waited_for_input), share(waited_for_rate)) >= most_of_the_time) {
     return waited_for_input > waited_for_rate ? bottleneck::input : bottleneck::rate;
   }
-  if (latency_growth().few) return bottleneck::server;
+  if (straight * 10 >= attempts * 9 && attempts >= 2 * threads && peak_in_flight <= threads && threads < limit &&
+      mean_in_flight() >= most_of_the_time * static_cast<double>(threads)) {
+    return bottleneck::blocking;
+  }
+  if (growing) return bottleneck::server;
+  if (!full && share(backed_off) >= most_of_the_time && (backed_off > running || share(waited_for_turn) >= 1)) {
+    return bottleneck::backoff;
+  }
   if (full || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
-  if (limited() && share(waited_for_turn) > 0 && share(detail::saturating_sum(running, waited_for_turn)) >= 0.9 * static_cast<double>(limit)) {
-    return bottleneck::window;
+  if (share(waited_for_turn) > 0) {
+    const double held = share(detail::saturating_sum(detail::saturating_sum(running, waited_for_turn), backed_off));
+    if (window != 0 ? held >= 0.9 * static_cast<double>(window)
+                    : limited() && std::abs(held - static_cast<double>(limit)) <= 0.1 * static_cast<double>(limit)) {
+      return bottleneck::window;
+    }
   }
   return bottleneck::nothing;
 }
@@ -248,9 +294,31 @@ inline std::string metrics_snapshot::advice() const {
   };
   switch (slowed_by()) {
     case bottleneck::nothing:
-      out.add("nothing but predict itself: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
+      out.add("nothing that is sure: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
       if (limited()) out.add(" of ", limit);
-      out.add(", and they wait for nothing that was seen");
+      out.add(", and nothing that was seen holds them up most of the time");
+      break;
+    case bottleneck::failures:
+      out.add("predict fails: ", broken(), " of ", samples, " samples came to no value in ", attempts, " attempts");
+      if (retries != 0) {
+        out.add(", after ").duration(backed_off / static_cast<std::int64_t>(retries)).add(" of backoff each time");
+      }
+      out.add("; mend that first, what else is seen may come from it");
+      break;
+    case bottleneck::backoff:
+      out.add("the backoff: after ", retries, " of ", attempts, " attempts a sample slept, for ");
+      out.duration(backed_off / static_cast<std::int64_t>(std::max<std::uint64_t>(retries, 1)));
+      out.add(" on average, and ").fixed(mean_in_flight(), 1).add(" were in flight");
+      if (share(waited_for_turn) >= 1) {
+        out.add(", and ").fixed(share(waited_for_turn), 1).add(" finished ones waited for an earlier one");
+      }
+      out.add("; see why predict fails, or lower .retry's backoff");
+      break;
+    case bottleneck::blocking:
+      out.add("predict does not suspend: the executor has ", threads, threads == 1 ? " thread" : " threads");
+      out.add(", and on average ").fixed(mean_in_flight(), 1).add(" are in flight");
+      if (limited()) out.add(" of ", limit);
+      out.add("; co_await what it waits for; where it computes, have as many threads as there are cores");
       break;
     case bottleneck::input:
       out.add("the input: ");

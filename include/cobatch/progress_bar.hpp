@@ -141,7 +141,8 @@ inline void progress_bar::sample_finished(const sample_event& event) {
   std::int64_t due = next_draw_.load(std::memory_order_relaxed);
   if (at.count() < due) return;
   const std::chrono::nanoseconds pause = draws() ? set_.redraw : set_.next_line;
-  if (!next_draw_.compare_exchange_strong(due, detail::saturating_sum(at, pause).count(), std::memory_order_relaxed)) return;
+  if (!next_draw_.compare_exchange_strong(due, detail::saturating_sum(at, pause).count(), std::memory_order_relaxed))
+    return;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (lock) draw_under_lock(at);
 }

@@ -162,8 +162,11 @@ class task_chain::climb {
 
 inline std::coroutine_handle<> task_chain::climb_on() noexcept {
   // Where there is no memory for the loop, the stack has to do.
-  return guarded([this]() -> std::coroutine_handle<> { return climb::up({awaiting_, continuation_}).frame; },
-                 [this]() -> std::coroutine_handle<> { return continuation_; });
+  return guarded(
+      [this]() -> std::coroutine_handle<> {
+        return climb::up({awaiting_, continuation_}).frame;
+      },
+      [this]() -> std::coroutine_handle<> { return continuation_; });
 }
 
 inline task_chain* task_chain::run_on(left_task next, const task_chain* last, start_mark& mark) {
