@@ -111,8 +111,8 @@ class metrics_snapshot {
   ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
   /// - backoff: somebody slept before another attempt for 60 % of T, and on average more slept than ran, or finished
   ///   samples waited for an earlier one all the time;
-  /// - limit: half of the attempts started with 90 % of the limit in flight, and on average half of it was, or permits
-  ///   were waited for for 60 % of T;
+  /// - limit: half of the attempts started with 90 % of the limit in flight, and on average half of it was, or 80 % were
+  ///   on average, or permits were waited for for 60 % of T;
   /// - window: what was in flight, slept, or waited for an earlier result adds up to 90 % of the window; where that is
   ///   not known, to the limit, give or take 10 %.
   /// Timeouts that come with such a growth of latency are the server's.
@@ -262,7 +262,9 @@ inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   if (broken() != 0 && broken() * 2 >= samples) {
     return growing && failed_with(errc::timed_out) * 2 >= broken() ? bottleneck::server : bottleneck::failures;
   }
-  const bool full = at_limit * 2 >= attempts && (!limited() || mean_in_flight() * 2 >= static_cast<double>(limit));
+  // Where attempts start in waves, the first of each find few others in flight: then the average tells.
+  const double used = limited() ? mean_in_flight() / static_cast<double>(std::max<std::size_t>(limit, 1)) : 1;
+  const bool full = (at_limit * 2 >= attempts && used >= 0.5) || (limited() && used >= 0.8);
   if (share(waited_for_consumer) >= 1 && share(consumer_behind) >= 0.5 && !full) return bottleneck::consumer;
   if (std::max(share(waited_for_input), share(waited_for_rate)) >= most_of_the_time) {
     return waited_for_input > waited_for_rate ? bottleneck::input : bottleneck::rate;
