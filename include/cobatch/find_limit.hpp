@@ -216,6 +216,7 @@ class limit_search {
 
 }  // namespace detail
 
+COBATCH_COROUTINES_BEGIN
 template <executor Executor, std::ranges::forward_range Samples, class Predict>
   requires std::is_lvalue_reference_v<std::ranges::range_reference_t<Samples>>
 task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, find_limit_options options) {
@@ -252,6 +253,7 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
   }
   co_return search.report();
 }
+COBATCH_COROUTINES_END
 
 template <std::ranges::forward_range Latencies>
   requires std::is_convertible_v<std::ranges::range_reference_t<const Latencies>, std::chrono::nanoseconds>
@@ -315,7 +317,7 @@ inline void limit_report::write_chart(std::ostream& os) const {
     const limit_step& each = steps_[i];
     const std::string limit = detail::text().add(each.limit).str();
     out.repeat(limit.size() < 8 ? 8 - limit.size() : 0, ' ').add(limit, i == knee_ ? " > " : " | ");
-    out.repeat(static_cast<std::size_t>(best > 0 ? std::lround(length * (std::isfinite(best) ? each.throughput / best : each.throughput == best ? 1 : 0)) : 0), '#').add(" ");
+    out.repeat(static_cast<std::size_t>(best > 0 ? std::lround(length * (std::isfinite(best) ? each.throughput / best : std::isinf(each.throughput) ? 1 : 0)) : 0), '#').add(" ");
     out.fixed(each.throughput, each.throughput < 1000 ? 1 : 0).add("/s, p99 ").duration(each.p99).add("\n");
   }
   os << out.str();

@@ -198,7 +198,7 @@ inline void batch_metrics::attempt_ended(const attempt_event& event) {
     const auto latency = static_cast<std::uint64_t>(std::max<std::int64_t>(event.ran.count(), 0));
     // What fails at once says nothing about how fast the server is.
     if (event.succeeded() || event.late) {
-      const auto at = static_cast<std::size_t>(std::bit_width(std::max<std::size_t>(event.in_flight, 1) - 1));
+      const std::size_t at = detail::as_size(std::bit_width(std::max<std::size_t>(event.in_flight, 1) - 1));
       level& load = here.load[std::min(at, level_count - 1)];
       const auto value = static_cast<double>(latency);
       load.attempts += 1;

@@ -95,7 +95,8 @@ class progress_bar : public batch_observer {
   std::size_t width() const;
   static std::size_t cut(std::string& line, std::size_t most);
   std::chrono::nanoseconds now() const {
-    return set_.clock ? set_.clock() : std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch());
+    if (set_.clock) return set_.clock();
+    return std::chrono::steady_clock::now().time_since_epoch();
   }
   static double seconds_between(std::chrono::nanoseconds a, std::chrono::nanoseconds b) noexcept {
     return static_cast<double>(detail::saturating_difference(b, a).count()) / 1e9;

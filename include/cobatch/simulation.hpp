@@ -196,7 +196,7 @@ inline std::coroutine_handle<> simulation::pick() noexcept {
   if (seed_ == 0) return ready_.pop();
   // 32 random bits scaled to [0, size): the same on every platform, which std:: distributions are not.
   const std::uint64_t size = ready_.size();
-  return ready_.pop_at(static_cast<std::size_t>(((random() >> 32) * size) >> 32));
+  return ready_.pop_at(std::size_t{((random() >> 32) * size) >> 32});
 }
 
 /// splitmix64.

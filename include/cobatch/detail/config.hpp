@@ -28,6 +28,16 @@
 #define COBATCH_WARNS_OF_TEMPORARY_PREDICT 0
 #endif
 
+// GCC warns of a zero as a null pointer in code of its own, at the end of each coroutine: around those of the library.
+#if defined(__GNUC__) && !defined(__clang__)
+#define COBATCH_COROUTINES_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wzero-as-null-pointer-constant\"")
+#define COBATCH_COROUTINES_END _Pragma("GCC diagnostic pop")
+#else
+#define COBATCH_COROUTINES_BEGIN
+#define COBATCH_COROUTINES_END
+#endif
+
 namespace cobatch::detail {
 
 /// Ends the program with a message: what a violated precondition, or a throw without exceptions, comes to.

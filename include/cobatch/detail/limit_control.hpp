@@ -99,7 +99,7 @@ class limit_control {
   void learn(double still_in_flight) noexcept {
     const double latency = window_.latency();
     const double in_flight = window_.in_flight();
-    if (unqueued_ == 0) unqueued_ = latency;
+    if (!(unqueued_ > 0)) unqueued_ = latency;
     // Alone, or as few as may be: there is no lower load to compare with.
     if (in_flight < std::max(1.5, set_.min * 4 / 3)) unqueued_ += 0.3 * (latency - unqueued_);
 
@@ -123,11 +123,11 @@ class limit_control {
       return;
     }
     // How it was before a probe: the last few windows.
-    const double weight = before_.count == 0 ? 1 : 0.3;
+    const double weight = before_.count > 0 ? 0.3 : 1;
     before_.count = 1;
     before_.latencies += weight * (latency - before_.latencies);
     before_.in_flights += weight * (in_flight - before_.in_flights);
-    if (limit_at_probe_ == 0) limit_at_probe_ = limit_;
+    if (!(limit_at_probe_ > 0)) limit_at_probe_ = limit_;
     const bool due = round_trips_ >= interval_ || limit_ < limit_at_probe_ / 2;
     const bool in_use = window_.most_in_flight >= 0.75 * limit_ && still_in_flight <= 1.25 * limit_ + 1;
     if (due && in_use && probe_cap() <= 0.75 * limit_) {

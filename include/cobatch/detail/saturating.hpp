@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -27,11 +28,11 @@ constexpr std::chrono::nanoseconds saturating_difference(std::chrono::nanosecond
 }
 
 /// A number of nanoseconds that was computed; no number at all is zero.
-constexpr std::chrono::nanoseconds saturating_nanoseconds(double count) noexcept {
+inline std::chrono::nanoseconds saturating_nanoseconds(double count) noexcept {
   constexpr double beyond = 9223372036854775808.0;
   if (count >= beyond) return std::chrono::nanoseconds::max();
   if (count <= -beyond) return std::chrono::nanoseconds::min();
-  return std::chrono::nanoseconds(count == count ? static_cast<std::int64_t>(count) : 0);
+  return std::chrono::nanoseconds(std::isnan(count) ? 0 : static_cast<std::int64_t>(count));
 }
 
 }  // namespace cobatch::detail

@@ -151,11 +151,13 @@ class task_chain::climb {
     void unhandled_exception() const noexcept { fail("an exception left a task"); }
   };
 
+  COBATCH_COROUTINES_BEGIN
   /// Goes on with `first`, and then with whoever awaits it; at last with the coroutine that is no task.
   static climb up(left_task first) {
     if (const std::coroutine_handle<> next = run_on(first)) next.resume();
     co_return;
   }
+  COBATCH_COROUTINES_END
 
   std::coroutine_handle<> frame;
 };
