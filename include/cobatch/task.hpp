@@ -20,7 +20,7 @@ template <class T>
 class task_promise;
 template <class Raw>
 class attempt;
-}
+}  // namespace detail
 
 /// A lazy coroutine: nothing runs until it is awaited, and the awaiting coroutine gets its result or its exception.
 ///
@@ -94,9 +94,7 @@ class task_promise final : public task_chain {
     if (state_ == task_state::exception) std::destroy_at(&exception_);
   }
 
-  task<T> get_return_object() noexcept {
-    return task<T>(std::coroutine_handle<task_promise>::from_promise(*this));
-  }
+  task<T> get_return_object() noexcept { return task<T>(std::coroutine_handle<task_promise>::from_promise(*this)); }
 
   template <class U = T>
     requires std::constructible_from<T, U>
@@ -112,7 +110,8 @@ class task_promise final : public task_chain {
   }
 
   T take() {
-    if (state_ == task_state::exception) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (state_ == task_state::exception) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
     return std::move(value_);
   }
 
@@ -127,13 +126,12 @@ class task_promise final : public task_chain {
 template <class T>
 class task_promise<T&> final : public task_chain {
  public:
-  task<T&> get_return_object() noexcept {
-    return task<T&>(std::coroutine_handle<task_promise>::from_promise(*this));
-  }
+  task<T&> get_return_object() noexcept { return task<T&>(std::coroutine_handle<task_promise>::from_promise(*this)); }
   void return_value(T& value) noexcept { value_ = std::addressof(value); }
   void unhandled_exception() noexcept { exception_ = std::current_exception(); }
   T& take() {
-    if (exception_) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (exception_) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
     return *value_;
   }
 
@@ -149,7 +147,8 @@ class task_promise<void> final : public task_chain {
   void return_void() const noexcept {}
   void unhandled_exception() noexcept { exception_ = std::current_exception(); }
   void take() {
-    if (exception_) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (exception_) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
   }
 
  private:

@@ -210,7 +210,8 @@ TEST_CASE("bottleneck: a server that is down is named, not the window of the str
   world in;
   in.samples.resize(100);
   const auto down = [](int, int) { return call{1ms, true}; };
-  CHECK(of_stream(in, down, {.max_concurrency = 16, .retry = {.max_attempts = 6, .seed = 1}}, in_order) == bottleneck::failures);
+  CHECK(of_stream(in, down, {.max_concurrency = 16, .retry = {.max_attempts = 6, .seed = 1}}, in_order) ==
+        bottleneck::failures);
   CHECK(says(in, "100 of 100 samples came to no value in 600 attempts"));
 }
 
@@ -224,7 +225,8 @@ TEST_CASE("bottleneck: the backoff is named where samples sleep more than they r
   world in;
   in.samples.resize(200);
   const auto flaky = [](int, int n) { return call{5ms, n < 4}; };
-  CHECK(of_stream(in, flaky, {.max_concurrency = 64, .retry = {.max_attempts = 5, .initial_backoff = 500ms, .seed = 1}}) ==
+  CHECK(of_stream(in, flaky,
+                  {.max_concurrency = 64, .retry = {.max_attempts = 5, .initial_backoff = 500ms, .seed = 1}}) ==
         bottleneck::backoff);
   CHECK(says(in, "after 600 of 800 attempts"));
 }
@@ -232,7 +234,8 @@ TEST_CASE("bottleneck: the backoff is named where samples sleep more than they r
 TEST_CASE("bottleneck: a few retries beside much work are not") {
   world in;
   const auto flaky = [](int x, int n) { return call{50ms, x % 20 == 0 && n == 1}; };
-  CHECK(of_stream(in, flaky, {.max_concurrency = 64, .retry = {.max_attempts = 3, .initial_backoff = 100ms, .seed = 1}}) ==
+  CHECK(of_stream(in, flaky,
+                  {.max_concurrency = 64, .retry = {.max_attempts = 3, .initial_backoff = 100ms, .seed = 1}}) ==
         bottleneck::limit);
 }
 
@@ -248,8 +251,8 @@ TEST_CASE("bottleneck: a slow consumer is named although some are tried again") 
   world in;
   in.samples.resize(300);
   const auto flaky = [](int x, int n) { return call{5ms, x % 10 == 0 && n == 1}; };
-  CHECK(of_stream(in, flaky, {.max_concurrency = 32, .retry = {.max_attempts = 3, .initial_backoff = 50ms, .seed = 1}}, {},
-                  10ms) == bottleneck::consumer);
+  CHECK(of_stream(in, flaky, {.max_concurrency = 32, .retry = {.max_attempts = 3, .initial_backoff = 50ms, .seed = 1}},
+                  {}, 10ms) == bottleneck::consumer);
 }
 
 TEST_CASE("bottleneck: the rate limiter is named although some are tried again") {
@@ -257,7 +260,8 @@ TEST_CASE("bottleneck: the rate limiter is named although some are tried again")
   in.samples.resize(300);
   cobatch::rate_limiter rate(100);
   const auto flaky = [](int x, int n) { return call{5ms, x % 10 == 0 && n == 1}; };
-  CHECK(of_stream(in, flaky, {.max_concurrency = 32, .retry = {.max_attempts = 3, .seed = 1}, .rate = &rate}) == bottleneck::rate);
+  CHECK(of_stream(in, flaky, {.max_concurrency = 32, .retry = {.max_attempts = 3, .seed = 1}, .rate = &rate}) ==
+        bottleneck::rate);
 }
 
 TEST_CASE("bottleneck: one sample that takes long holds up an ordered stream, and no window does") {
