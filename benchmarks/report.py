@@ -192,13 +192,15 @@ def goal_text(row):
     return f"{'>=' if row['at_least'] else '<='} {number(row['limit'])} {row['unit']}".strip()
 
 
-def goals_table(results, compile_times):
+def goals_table(results, compile_times, quick):
+    """A short look gives no verdicts."""
+    judge = lambda met: "" if met is None or quick else "met" if met else "**missed**"
     lines = ["| work | cobatch | spread | beside it | goal | |", "|---|---:|---:|---|---|---|"]
     for row in goals:
         value, met = verdict(results, row)
         if value is None:
             if row["name"] in results.failed:
-                lines.append(f"| {row['title']} | failed: {results.failed[row['name']]} | | | {goal_text(row)} | missed |")
+                lines.append(f"| {row['title']} | failed: {results.failed[row['name']]} | | | {goal_text(row)} | {judge(False)} |")
             continue
         metric = "ns_per_sample" if row["over"] else row["metric"]
         unit = "ns" if row["over"] else row["unit"]
@@ -206,18 +208,17 @@ def goals_table(results, compile_times):
                            if (v := results.median(name, metric)) is not None)
         spread = results.spread(row["name"], row["metric"])
         spread = "" if spread is None else f"{spread:.0%}"
-        word = "" if met is None else "met" if met else "**missed**"
         text = f"{value:.3f}" if row["metric"] == "allocs_per_sample" else f"{number(value)} {row['unit']}".strip()
         if cpu_metric := {"ns_per_sample": "cpu_ns_per_sample", "more_ns_per_sample": "more_cpu_ns_per_sample"}.get(row["metric"]):
             cpu = results.median(row["name"], cpu_metric)
             if row["over"]:
                 cpu = cpu / results.median(row["over"], cpu_metric)
             text += f" (CPU {number(cpu)})"
-        lines.append(f"| {row['title']} | {text} | {spread} | {beside} | {goal_text(row)} | {word} |")
+        lines.append(f"| {row['title']} | {text} | {spread} | {beside} | {goal_text(row)} | {judge(met)} |")
     for what, title, limit in (("include", "compiling `#include <cobatch/cobatch.hpp>`, -O2", 2), ("quickstart", "compiling the quickstart, -O2", 4)):
         if compile_times.get(what):
             seconds = statistics.median(compile_times[what])
-            lines.append(f"| {title} | {number(seconds)} s | | | < {limit} s | {'met' if seconds < limit else '**missed**'} |")
+            lines.append(f"| {title} | {number(seconds)} s | | | < {limit} s | {judge(seconds < limit)} |")
     return lines
 
 
@@ -290,15 +291,16 @@ def main():
     json_path.write_text(json.dumps({"context": context, "benchmarks": rows}, indent=1) + "\n")
 
     results = Results(rows)
+    quick = "--quick" in sys.argv
     repetitions = max((len(r) for r in results.rows.values()), default=0)
     date = datetime.date.fromisoformat(context["date"][:10]) if "date" in context else datetime.date.today()
     lines = [f"{machine()}, {context.get('num_cpus', '?')} cores, {platform.system()} {platform.release().split('-')[0]}; "
              f"{context.get('compiler', '?')} `{context.get('flags', '')}`; {date}; medians of {repetitions} repetitions"
-             f"{' of a short look (--quick): not for comparing' if '--quick' in sys.argv else ''}. "
+             f"{' of a short look (--quick): not for comparing' if quick else ''}. "
              "Spread: half of the middle half of the repetitions, relative to the median. "
              "CPU: the processor time of all threads, which other programs disturb less than the time on the clock.", "",
-             *goals_table(results, compile_times)]
-    if lost := behind(results):
+             *goals_table(results, compile_times, quick)]
+    if not quick and (lost := behind(results)):
         lines += ["", "Where another is ahead of cobatch:", "", "| work | cobatch | who | |", "|---|---:|---|---:|", *lost]
     if results.failed:
         lines += ["", "Failed: " + "; ".join(f"`{name}`: {why}" for name, why in results.failed.items())]

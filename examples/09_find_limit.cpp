@@ -4,6 +4,7 @@
 //
 // Prints a table and a chart; writes the same as CSV to the file that is named.
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <iostream>
 #include <vector>
@@ -29,7 +30,7 @@ int main(int argc, char** argv) {
   std::cout << '\n';
   found.write_chart(std::cout);
   std::cout << "\nmax_concurrency = " << found.limit() << " is enough; the server seems to work on "
-            << found.server_slots() << " at once.\n";
+            << std::lround(found.server_slots()) << " at once.\n";
   if (argc > 1) {
     std::ofstream file(argv[1]);
     found.write_csv(file);

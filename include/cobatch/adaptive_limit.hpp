@@ -8,13 +8,13 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/limit_control.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 #include <cobatch/semaphore.hpp>
@@ -288,6 +288,7 @@ inline detail::limit_settings adaptive_limit::settings(const adaptive_options& o
   made.initial = static_cast<double>(options.initial);
   made.min = static_cast<double>(options.min);
   made.max = static_cast<double>(options.max);
+  made.most = options.max;
   made.tolerance = options.tolerance;
   made.smoothing = options.smoothing;
   made.backoff = options.backoff;

@@ -6,7 +6,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <memory>
-#include <stop_token>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -15,6 +14,7 @@
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 
 namespace cobatch {

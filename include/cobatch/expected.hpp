@@ -47,6 +47,7 @@ inline constexpr bool is_expected_v<expected<T, E>> = true;
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/assert.hpp>
 #include <cobatch/detail/expected_content.hpp>
 #include <cobatch/detail/expected_monadic.hpp>
 #include <cobatch/detail/expected_void.hpp>
@@ -68,7 +69,8 @@ namespace cobatch {
 /// Thread safety: that of an int.
 /// Errors: value() throws bad_expected_access<E> if there is no value. Assignments and swap that throw leave
 /// each object with a value or an error, the old one if the kinds differed. `*e` and `e->` without a value,
-/// and error() without an error, are undefined.
+/// and error() without an error, are undefined; they fail an assertion where NDEBUG is not defined, see
+/// detail/assert.hpp.
 /// Allocates: nothing.
 /// Example:
 /// ```
@@ -315,13 +317,31 @@ public:
   [[nodiscard]] constexpr bool has_value() const noexcept { return has_value_; }
   [[nodiscard]] constexpr explicit operator bool() const noexcept { return has_value_; }
 
-  /// The value, unchecked.
-  constexpr const T* operator->() const noexcept { return std::addressof(value_); }
-  constexpr T* operator->() noexcept { return std::addressof(value_); }
-  constexpr const T& operator*() const& noexcept { return value_; }
-  constexpr T& operator*() & noexcept { return value_; }
-  constexpr const T&& operator*() const&& noexcept { return std::move(value_); }
-  constexpr T&& operator*() && noexcept { return std::move(value_); }
+  /// The value, which must be there: COBATCH_ASSERT sees to it.
+  COBATCH_ASSERTS constexpr const T* operator->() const noexcept {
+    COBATCH_ASSERT(has_value_ && "-> of an expected that holds an error");
+    return std::addressof(value_);
+  }
+  COBATCH_ASSERTS constexpr T* operator->() noexcept {
+    COBATCH_ASSERT(has_value_ && "-> of an expected that holds an error");
+    return std::addressof(value_);
+  }
+  COBATCH_ASSERTS constexpr const T& operator*() const& noexcept {
+    COBATCH_ASSERT(has_value_ && "* of an expected that holds an error");
+    return value_;
+  }
+  COBATCH_ASSERTS constexpr T& operator*() & noexcept {
+    COBATCH_ASSERT(has_value_ && "* of an expected that holds an error");
+    return value_;
+  }
+  COBATCH_ASSERTS constexpr const T&& operator*() const&& noexcept {
+    COBATCH_ASSERT(has_value_ && "* of an expected that holds an error");
+    return std::move(value_);
+  }
+  COBATCH_ASSERTS constexpr T&& operator*() && noexcept {
+    COBATCH_ASSERT(has_value_ && "* of an expected that holds an error");
+    return std::move(value_);
+  }
 
   /// The value.
   ///
@@ -343,22 +363,36 @@ public:
     return std::move(value_);
   }
 
-  /// The error, unchecked.
-  constexpr const E& error() const& noexcept { return error_; }
-  constexpr E& error() & noexcept { return error_; }
-  constexpr const E&& error() const&& noexcept { return std::move(error_); }
-  constexpr E&& error() && noexcept { return std::move(error_); }
+  /// The error, which must be there: COBATCH_ASSERT sees to it.
+  COBATCH_ASSERTS constexpr const E& error() const& noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return error_;
+  }
+  COBATCH_ASSERTS constexpr E& error() & noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return error_;
+  }
+  COBATCH_ASSERTS constexpr const E&& error() const&& noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return std::move(error_);
+  }
+  COBATCH_ASSERTS constexpr E&& error() && noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return std::move(error_);
+  }
 
   /// The value, or the fallback converted to T.
   template <class U = std::remove_cv_t<T>>
-  [[nodiscard]] constexpr std::remove_cv_t<T> value_or(U&& fallback) const& {
+  [[nodiscard]] constexpr std::remove_cv_t<T> value_or(U&& fallback) const& noexcept(
+      std::is_nothrow_copy_constructible_v<T> && std::is_nothrow_constructible_v<std::remove_cv_t<T>, U>) {
     static_assert(std::is_copy_constructible_v<T> && std::is_convertible_v<U, T>,
                   "expected::value_or copies the value and converts the fallback to T");
     if (has_value_) return value_;
     return static_cast<std::remove_cv_t<T>>(std::forward<U>(fallback));
   }
   template <class U = std::remove_cv_t<T>>
-  [[nodiscard]] constexpr std::remove_cv_t<T> value_or(U&& fallback) && {
+  [[nodiscard]] constexpr std::remove_cv_t<T> value_or(U&& fallback) && noexcept(
+      std::is_nothrow_move_constructible_v<T> && std::is_nothrow_constructible_v<std::remove_cv_t<T>, U>) {
     static_assert(std::is_move_constructible_v<T> && std::is_convertible_v<U, T>,
                   "expected::value_or moves the value and converts the fallback to T");
     if (has_value_) return std::move(value_);
@@ -367,14 +401,16 @@ public:
 
   /// The error, or the fallback converted to E.
   template <class G = E>
-  [[nodiscard]] constexpr E error_or(G&& fallback) const& {
+  [[nodiscard]] constexpr E error_or(G&& fallback) const& noexcept(std::is_nothrow_copy_constructible_v<E> &&
+                                                                    std::is_nothrow_constructible_v<E, G>) {
     static_assert(std::is_copy_constructible_v<E> && std::is_convertible_v<G, E>,
                   "expected::error_or copies the error and converts the fallback to E");
     if (!has_value_) return error_;
     return static_cast<E>(std::forward<G>(fallback));
   }
   template <class G = E>
-  [[nodiscard]] constexpr E error_or(G&& fallback) && {
+  [[nodiscard]] constexpr E error_or(G&& fallback) && noexcept(std::is_nothrow_move_constructible_v<E> &&
+                                                                    std::is_nothrow_constructible_v<E, G>) {
     static_assert(std::is_move_constructible_v<E> && std::is_convertible_v<G, E>,
                   "expected::error_or moves the error and converts the fallback to E");
     if (!has_value_) return std::move(error_);
@@ -472,20 +508,25 @@ public:
   /// Equal if both hold equal values or both hold equal errors.
   template <class T2, class E2>
     requires(!std::is_void_v<T2>)
-  friend constexpr bool operator==(const expected& x, const expected<T2, E2>& y) {
+  friend constexpr bool operator==(const expected& x, const expected<T2, E2>& y) noexcept(
+      detail::nothrow_equal<T, T2> && detail::nothrow_equal<E, E2>) {
     if (x.has_value() != y.has_value()) return false;
-    return x.has_value() ? static_cast<bool>(*x == *y) : static_cast<bool>(x.error() == y.error());
+    if (x.has_value()) return *x == *y;
+    return x.error() == y.error();
   }
   /// Equal if there is a value and it equals v.
   template <class T2>
     requires(!detail::is_expected_v<T2>)
-  friend constexpr bool operator==(const expected& x, const T2& v) {
-    return x.has_value() && static_cast<bool>(*x == v);
+  friend constexpr bool operator==(const expected& x, const T2& v) noexcept(detail::nothrow_equal<T, T2>) {
+    if (!x.has_value()) return false;
+    return *x == v;
   }
   /// Equal if there is an error and it equals e's.
   template <class E2>
-  friend constexpr bool operator==(const expected& x, const unexpected<E2>& e) {
-    return !x.has_value() && static_cast<bool>(x.error() == e.error());
+  friend constexpr bool operator==(const expected& x, const unexpected<E2>& e) noexcept(
+      detail::nothrow_equal<E, E2>) {
+    if (x.has_value()) return false;
+    return x.error() == e.error();
   }
 
 private:

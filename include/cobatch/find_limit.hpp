@@ -8,13 +8,13 @@
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <ostream>
 #include <ranges>
 #include <span>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -22,6 +22,7 @@
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/metrics.hpp>
@@ -51,7 +52,8 @@ struct limit_step {
   std::size_t limit = 0;
   std::uint64_t samples = 0;  ///< that have ended
   std::uint64_t failed = 0;   ///< of them, without a value
-  double throughput = 0;      ///< values a second, in the middle of the batch: neither filling up nor running out
+  double throughput = 0;      ///< values a second, in the middle of the batch: neither filling up nor running out;
+                             ///< infinite where it took no time
   std::chrono::nanoseconds p50{}, p99{};  ///< of attempts
 };
 
@@ -65,7 +67,7 @@ class limit_report {
   /// All that was measured, the smallest limit first.
   const std::vector<limit_step>& steps() const noexcept { return steps_; }
   /// How many requests the server seems to work on at once: best throughput times the latency at the smallest limit
-  /// (Little's law).
+  /// (Little's law); 0 where that cannot be said.
   double server_slots() const noexcept;
 
   void write_table(std::ostream& os) const;
@@ -145,11 +147,13 @@ class step_meter final : public batch_metrics {
     limit_step step{limit_, seen.samples, seen.failed, 0, seen.latency.quantile(0.5), seen.latency.quantile(0.99)};
     // From then on each start follows an end. If it never was so, the batch was too short for its limit.
     double per_second = seen.throughput();
-    if (starts_ >= 2 * limit_ && last_ > full_) {
+    // In no time at all: any number of them.
+    if (seen.elapsed.count() <= 0) per_second = std::numeric_limits<double>::infinity();
+    if (starts_ / 2 >= limit_ && last_ > full_) {
       per_second = static_cast<double>(starts_ - limit_) * 1e9 / static_cast<double>((last_ - full_).count());
       if (seen.attempts != 0) per_second *= static_cast<double>(seen.samples) / static_cast<double>(seen.attempts);
     }
-    if (seen.samples != 0)
+    if (seen.succeeded != 0)
       step.throughput = per_second * static_cast<double>(seen.succeeded) / static_cast<double>(seen.samples);
     return step;
   }
@@ -212,6 +216,7 @@ class limit_search {
 
 }  // namespace detail
 
+COBATCH_COROUTINES_BEGIN
 template <executor Executor, std::ranges::forward_range Samples, class Predict>
   requires std::is_lvalue_reference_v<std::ranges::range_reference_t<Samples>>
 task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, find_limit_options options) {
@@ -235,7 +240,7 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
     step.max_concurrency = limit;
     step.observer = &meter;
     const std::size_t count =
-        options.samples_per_limit != 0 ? options.samples_per_limit : std::max<std::size_t>(200, 20 * limit);
+        options.samples_per_limit != 0 ? options.samples_per_limit : std::max<std::size_t>(200, 20 * std::min<std::size_t>(limit, 1'000'000'000));
     const std::chrono::nanoseconds begin = detail::now_of(ex);
     const auto in_time = [&](std::size_t) { return detail::now_of(ex) - begin < options.time_per_limit; };
     const auto choose = [&](std::size_t i) { return all[i % all.size()]; };
@@ -248,6 +253,7 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
   }
   co_return search.report();
 }
+COBATCH_COROUTINES_END
 
 template <std::ranges::forward_range Latencies>
   requires std::is_convertible_v<std::ranges::range_reference_t<const Latencies>, std::chrono::nanoseconds>
@@ -281,7 +287,7 @@ inline limit_report::limit_report(std::vector<limit_step> steps, double toleranc
 inline double limit_report::server_slots() const noexcept {
   double best = 0;
   for (const limit_step& each : steps_) best = std::max(best, each.throughput);
-  return steps_.empty() ? 0 : best * static_cast<double>(steps_.front().p50.count()) / 1e9;
+  return steps_.empty() || !std::isfinite(best) ? 0 : best * static_cast<double>(steps_.front().p50.count()) / 1e9;
 }
 
 inline void limit_report::write_table(std::ostream& os) const {
@@ -311,7 +317,7 @@ inline void limit_report::write_chart(std::ostream& os) const {
     const limit_step& each = steps_[i];
     const std::string limit = detail::text().add(each.limit).str();
     out.repeat(limit.size() < 8 ? 8 - limit.size() : 0, ' ').add(limit, i == knee_ ? " > " : " | ");
-    out.repeat(static_cast<std::size_t>(best > 0 ? std::lround(length * each.throughput / best) : 0), '#').add(" ");
+    out.repeat(static_cast<std::size_t>(best > 0 ? std::lround(length * (std::isfinite(best) ? each.throughput / best : std::isinf(each.throughput) ? 1 : 0)) : 0), '#').add(" ");
     out.fixed(each.throughput, each.throughput < 1000 ? 1 : 0).add("/s, p99 ").duration(each.p99).add("\n");
   }
   os << out.str();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <cobatch/detail/histogram.hpp>
+#include <cobatch/detail/saturating.hpp>
 
 namespace cobatch {
 
@@ -27,12 +28,13 @@ class latency_histogram {
 
   std::uint64_t count() const noexcept { return counts_.count(); }
   /// The smallest recorded time that at least the share q of all does not exceed; zero if there is none.
+  /// What is not between 0 and 1 counts as the nearer of the two, no number as 0.
   std::chrono::nanoseconds quantile(double q) const noexcept { return std::chrono::nanoseconds(counts_.quantile(q)); }
   std::chrono::nanoseconds min() const noexcept { return std::chrono::nanoseconds(counts_.min()); }
   std::chrono::nanoseconds max() const noexcept { return std::chrono::nanoseconds(counts_.max()); }
   std::chrono::nanoseconds mean() const noexcept {
     if (count() == 0) return std::chrono::nanoseconds::zero();
-    return std::chrono::nanoseconds(static_cast<std::int64_t>(counts_.sum() / static_cast<double>(count())));
+    return detail::saturating_nanoseconds(counts_.sum() / static_cast<double>(count()));
   }
   /// All of them together, in nanoseconds.
   double sum() const noexcept { return counts_.sum(); }

@@ -48,8 +48,9 @@ struct log_field {
 /// What a log_observer tells of, and how often.
 struct log_options {
   log_level least = log_level::info;
-  double per_second = 20;  ///< events a second on average, batches' beginnings and ends apart; the rest is counted only
-  double burst = 50;       ///< and so many at once
+  /// Events a second on average, batches' beginnings and ends apart; the rest is counted only. 0: none after the burst.
+  double per_second = 20;
+  double burst = 50;  ///< and so many at once
 };
 
 static_assert(std::is_trivially_copyable_v<log_options>);
@@ -68,8 +69,8 @@ class log_observer : public batch_observer {
   explicit log_observer(callback tell, const log_options& options = {})
       : tell_(std::move(tell)),
         least_(options.least),
-        interval_(options.per_second > 0 ? 1e9 / options.per_second : 1e18),
-        slack_(interval_ * std::max(0.0, options.burst - 1)) {}
+        per_nanosecond_(options.per_second > 0 ? options.per_second / 1e9 : 0),
+        slack_(std::max(0.0, options.burst - 1)) {}
 
   inline void batch_started(const batch_info& event) override;
   void wait_started(const wait_event& event) override { waits("wait_started", event); }
@@ -110,10 +111,10 @@ class log_observer : public batch_observer {
 
   const callback tell_;
   const log_level least_;
-  const double interval_, slack_;
-  // When the next event would be on time if all came evenly ("GCRA"); changed by whoever is let through. Orders
-  // nothing.
-  std::atomic<std::int64_t> next_{std::numeric_limits<std::int64_t>::min()};
+  const double per_nanosecond_, slack_;
+  // When the next event would be on time if all came evenly ("GCRA"), in the time in which one comes; changed by whoever
+  // is let through. Orders nothing.
+  std::atomic<double> next_{-std::numeric_limits<double>::infinity()};
   std::atomic<std::uint64_t> suppressed_{0};  // counts
 };
 
@@ -141,12 +142,11 @@ class stream_log : public log_observer {
 // ---- Implementation ----
 
 inline bool log_observer::admits(std::chrono::nanoseconds at) noexcept {
-  const std::int64_t now = at.count();
-  std::int64_t due = next_.load(std::memory_order_relaxed);
+  const double now = static_cast<double>(at.count()) * per_nanosecond_;
+  double due = next_.load(std::memory_order_relaxed);
   for (;;) {
-    if (due > now && static_cast<double>(due) - static_cast<double>(now) > slack_) return false;
-    const auto next = std::max(due, now) + static_cast<std::int64_t>(interval_);
-    if (next_.compare_exchange_weak(due, next, std::memory_order_relaxed)) return true;
+    if (due > now && due - now > slack_) return false;
+    if (next_.compare_exchange_weak(due, std::max(due, now) + 1, std::memory_order_relaxed)) return true;
   }
 }
 

@@ -16,10 +16,12 @@
 #include <string_view>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/histogram.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
@@ -55,7 +57,7 @@ class batch_metrics : public batch_observer {
   std::string advice() const { return snapshot().advice(); }
 
   inline void batch_started(const batch_info& event) override;
-  inline void attempt_started(const attempt_event&) override;
+  inline void attempt_started(const attempt_event& event) override;
   inline void attempt_ended(const attempt_event& event) override;
   inline void sample_retried(const retry_event& event) override;
   inline void sample_finished(const sample_event& event) override;
@@ -71,7 +73,13 @@ class batch_metrics : public batch_observer {
   class own {
    public:
     explicit constexpr own(T value = {}) noexcept : value_(value) {}
-    void operator+=(T more) noexcept { *this = get() + more; }
+    void operator+=(T more) noexcept {
+      if constexpr (std::is_same_v<T, std::int64_t>) {
+        *this = detail::saturating_sum(get(), more);
+      } else {
+        *this = get() + more;
+      }
+    }
     void operator=(T value) noexcept { value_.store(value, std::memory_order_relaxed); }
     T get() const noexcept { return value_.load(std::memory_order_relaxed); }
 
@@ -96,9 +104,11 @@ class batch_metrics : public batch_observer {
     std::atomic<const void*> owner{nullptr};  // set once, by its owner, who alone needs to see it
     std::atomic<buckets*> latencies{
         nullptr};  // set once by the owner (release); read (acquire) by snapshot(), and by heirs
-    count started, ended, hedges, late, retries, taken, at_limit;
+    count started, ended, hedges, late, retries, taken, at_limit, straight;
     time running, waited_for_input, waited_for_permits, waited_for_rate, backed_off, waited_for_turn,
-        waited_for_consumer;
+        waited_for_consumer, consumer_behind;
+    own<const void*> running_lane{nullptr};  // of the attempt that started last, if none has ended since
+    own<std::size_t> running_index, peak;
     count shortest{~std::uint64_t{0}}, longest;
     time latest;
     own<std::size_t> limit{std::numeric_limits<std::size_t>::max()};
@@ -126,8 +136,11 @@ class batch_metrics : public batch_observer {
   const std::size_t shard_count_;
   const std::unique_ptr<shard[]> shards_;
 
+  time last_taken_{std::numeric_limits<std::int64_t>::min()};  // written by whoever takes; orders nothing
+
   mutable std::mutex mutex_;  // guards all below, which changes only when a batch begins or ends, and the last shard
   std::uint64_t batches_ = 0, active_ = 0, not_started_ = 0, hook_failures_ = 0;
+  std::size_t window_ = 0;
   std::size_t first_limit_ = std::numeric_limits<std::size_t>::max();
   std::chrono::nanoseconds since_{};   // a batch has been active without a break
   std::chrono::nanoseconds before_{};  // the time in which one was active, until then
@@ -152,15 +165,25 @@ inline void batch_metrics::batch_started(const batch_info& event) {
   ++batches_;
   if (active_++ == 0) since_ = event.at;
   first_limit_ = event.limit;
+  window_ = event.window;
 }
 
-inline void batch_metrics::attempt_started(const attempt_event&) {
-  write([](shard& here) { here.started += 1; });
+inline void batch_metrics::attempt_started(const attempt_event& event) {
+  write([&](shard& here) {
+    here.started += 1;
+    here.running_lane = event.lane;
+    here.running_index = event.index;
+    if (here.peak.get() < event.in_flight) here.peak = event.in_flight;
+  });
 }
 
 inline void batch_metrics::attempt_ended(const attempt_event& event) {
   write([&](shard& here) {
     here.ended += 1;
+    if (here.running_lane.get() == event.lane && here.running_index.get() == event.index && event.lane != nullptr) {
+      here.straight += 1;
+    }
+    here.running_lane = nullptr;
     if (event.hedge) here.hedges += 1;
     if (event.late) here.late += 1;
     here.running += event.ran.count();
@@ -175,7 +198,7 @@ inline void batch_metrics::attempt_ended(const attempt_event& event) {
     const auto latency = static_cast<std::uint64_t>(std::max<std::int64_t>(event.ran.count(), 0));
     // What fails at once says nothing about how fast the server is.
     if (event.succeeded() || event.late) {
-      const auto at = static_cast<std::size_t>(std::bit_width(std::max<std::size_t>(event.in_flight, 1) - 1));
+      const std::size_t at = detail::as_size(std::bit_width(std::max<std::size_t>(event.in_flight, 1) - 1));
       level& load = here.load[std::min(at, level_count - 1)];
       const auto value = static_cast<double>(latency);
       load.attempts += 1;
@@ -209,6 +232,12 @@ inline void batch_metrics::sample_taken(const sample_event& event) {
   write([&](shard& here) {
     here.taken += 1;
     if (here.latest.get() < event.at.count()) here.latest = event.at.count();
+    // Takes follow each other, whatever their thread, so this adds up to the time in which a result lay ready. Several
+    // consumers at once may count some of it twice.
+    const std::chrono::nanoseconds last(last_taken_.get());
+    last_taken_ = event.at.count();
+    const auto since_last = std::max<std::int64_t>(detail::saturating_difference(event.at, last).count(), 0);
+    here.consumer_behind += std::clamp<std::int64_t>(event.waited_for_consumer.count(), 0, since_last);
     here.waited_for_turn += event.waited_for_turn.count();
     here.waited_for_consumer += event.waited_for_consumer.count();
   });
@@ -218,12 +247,17 @@ inline void batch_metrics::batch_ended(const batch_summary& event) {
   const std::lock_guard lock(mutex_);
   not_started_ += event.not_started;
   hook_failures_ += event.hook_failures;
-  if (active_ != 0 && --active_ == 0) before_ += event.at - since_;
+  if (active_ != 0 && --active_ == 0) {
+    before_ = detail::saturating_sum(before_, detail::saturating_difference(event.at, since_));
+  }
 }
 
 inline metrics_snapshot batch_metrics::snapshot() const {
   using std::chrono::nanoseconds;
   metrics_snapshot all;
+  const auto add = [](nanoseconds& sum, const time& more) {
+    sum = detail::saturating_sum(sum, nanoseconds(more.get()));
+  };
   std::uint64_t ended = 0;
   nanoseconds latest{};
   std::size_t limit = std::numeric_limits<std::size_t>::max();
@@ -236,13 +270,17 @@ inline metrics_snapshot batch_metrics::snapshot() const {
     all.retries += each.retries.get();
     all.taken += each.taken.get();
     all.at_limit += each.at_limit.get();
-    all.running += nanoseconds(each.running.get());
-    all.waited_for_input += nanoseconds(each.waited_for_input.get());
-    all.waited_for_permits += nanoseconds(each.waited_for_permits.get());
-    all.waited_for_rate += nanoseconds(each.waited_for_rate.get());
-    all.backed_off += nanoseconds(each.backed_off.get());
-    all.waited_for_turn += nanoseconds(each.waited_for_turn.get());
-    all.waited_for_consumer += nanoseconds(each.waited_for_consumer.get());
+    all.straight += each.straight.get();
+    if (each.started.get() != 0) ++all.threads;
+    all.peak_in_flight = std::max(all.peak_in_flight, each.peak.get());
+    add(all.running, each.running);
+    add(all.waited_for_input, each.waited_for_input);
+    add(all.waited_for_permits, each.waited_for_permits);
+    add(all.waited_for_rate, each.waited_for_rate);
+    add(all.backed_off, each.backed_off);
+    add(all.waited_for_turn, each.waited_for_turn);
+    add(all.waited_for_consumer, each.waited_for_consumer);
+    add(all.consumer_behind, each.consumer_behind);
     for (std::size_t k = 0; k < outcome_count; ++k) all.outcomes[k] += each.outcomes[k].get();
     for (std::size_t k = 0; k < level_count; ++k) {
       all.load[k].count += each.load[k].attempts.get();
@@ -269,8 +307,10 @@ inline metrics_snapshot batch_metrics::snapshot() const {
   all.active_batches = active_;
   all.not_started = not_started_;
   all.hook_failures = hook_failures_;
+  all.window = window_;
   all.limit = latest > nanoseconds::zero() ? limit : first_limit_;
-  all.elapsed = before_ + (active_ == 0 ? nanoseconds::zero() : std::max(latest - since_, nanoseconds::zero()));
+  const nanoseconds now_active = active_ == 0 ? nanoseconds::zero() : detail::saturating_difference(latest, since_);
+  all.elapsed = detail::saturating_sum(before_, std::max(now_active, nanoseconds::zero()));
   return all;
 }
 

@@ -7,15 +7,20 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <iosfwd>
 #include <limits>
 #include <ostream>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/prometheus_text.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/latency_histogram.hpp>
@@ -24,13 +29,16 @@ namespace cobatch {
 
 /// What holds a batch up, see metrics_snapshot::slowed_by().
 enum class bottleneck : std::uint8_t {
-  nothing,   ///< nothing but predict itself, as far as can be seen
+  nothing,   ///< nothing that is sure
   input,     ///< samples do not come fast enough
   consumer,  ///< results are not taken fast enough from a stream
   rate,      ///< the rate limiter
   limit,     ///< the cap on samples in flight: predict could do more at once
   window,    ///< of an ordered stream: full of results that wait for an earlier one
   server,    ///< what predict calls has more in flight than it can use: each one takes longer, no more get done
+  failures,  ///< predict fails
+  backoff,   ///< samples sleep before they are tried again
+  blocking,  ///< predict does not suspend: there are as many in flight as the executor has threads
 };
 
 /// A label for write_prometheus(): `{{"model", "mlp"}}`.
@@ -61,7 +69,11 @@ class metrics_snapshot {
   std::uint64_t late = 0;                    ///< attempts that ended after their timeout
   std::uint64_t taken = 0;                   ///< results taken from streams
   std::uint64_t at_limit = 0;                ///< attempts that started with at least 90 % of the limit in flight
-  std::uint64_t batches = 0;                 ///< that have begun
+  std::uint64_t straight = 0;      ///< attempts that ended on the thread where they started, before it started another
+  std::size_t threads = 0;         ///< on which attempts started
+  std::size_t peak_in_flight = 0;  ///< the most samples in flight when an attempt started
+  std::size_t window = 0;          ///< of the latest ordered stream; 0: there was none, or it was not told
+  std::uint64_t batches = 0;       ///< that have begun
   std::uint64_t active_batches = 0;
   std::uint64_t hook_failures = 0;  ///< exceptions that left observers of batches that have ended
   std::uint64_t in_flight = 0;      ///< attempts that have started and not ended
@@ -73,6 +85,7 @@ class metrics_snapshot {
   // Sums over all samples.
   std::chrono::nanoseconds running{}, waited_for_input{}, waited_for_permits{}, waited_for_rate{}, backed_off{},
       waited_for_turn{}, waited_for_consumer{};
+  std::chrono::nanoseconds consumer_behind{};  ///< in which at least one result lay ready, not taken
   std::array<load_level, 40> load{};
 
   std::uint64_t failed_with(errc code) const noexcept {
@@ -88,18 +101,26 @@ class metrics_snapshot {
   void merge(const metrics_snapshot& other);
 
   /// What holds the batch up. With T the time in which a batch was active, the first of these that holds:
-  /// - consumer: finished samples waited to be taken for T or more in all (on average at least one lay there), and
-  ///   fewer than half of the attempts started at the limit;
+  /// - failures: half of the samples came to no value, for a reason that is neither a stop, a deadline nor the input;
+  /// - consumer: finished samples waited to be taken for T or more in all (on average at least one lay there), one lay
+  ///   there for half of T, and fewer than half of the attempts started at the limit;
   /// - input, rate: somebody waited for it for 60 % of T; the longer of the two;
+  /// - blocking: nine in ten attempts ran from start to end with nothing between on their thread, never more were in
+  ///   flight than there were threads, which is below the limit, and threads were busy for 60 % of T;
   /// - server: latency grows nearly in proportion to what is in flight (with the exponent 0.6 or more), by more than
   ///   chance would explain; attempts that start while a batch fills up tell what it was with less in flight;
-  /// - limit: half of the attempts started with 90 % of the limit in flight, or permits were waited for for 60 % of T;
-  /// - window: what was in flight and what waited for an earlier result add up to 90 % of the limit.
+  /// - backoff: somebody slept before another attempt for 60 % of T, and on average more slept than ran, or finished
+  ///   samples waited for an earlier one all the time;
+  /// - limit: half of the attempts started with 90 % of the limit in flight, and on average half of it was, or 80 % were
+  ///   on average, or permits were waited for for 60 % of T;
+  /// - window: what was in flight, slept, or waited for an earlier result adds up to 90 % of the window; where that is
+  ///   not known, to the limit, give or take 10 %.
+  /// Timeouts that come with such a growth of latency are the server's.
   bottleneck slowed_by() const noexcept;
   /// The same in a sentence, with the numbers it was concluded from and what to do.
   std::string advice() const;
 
-  /// Prometheus text exposition, version 0.0.4. `prefix` begins every name. Errors: those of `os`.
+  /// Prometheus text exposition, version 0.0.4, of these metrics alone: see prometheus_writer.
   void write_prometheus(std::ostream& os, std::string_view prefix = "cobatch",
                         std::span<const metric_label> labels = {}) const;
   /// One JSON object on one line; times in seconds.
@@ -108,6 +129,14 @@ class metrics_snapshot {
   void write_summary(std::ostream& os) const;
 
  private:
+  friend class prometheus_writer;
+
+  static constexpr std::string_view foreign = "other";  // what name_of() says of codes that are not the library's
+  std::uint64_t other_outcomes() const noexcept;
+  /// tell(name, count) of each of the library's outcomes, and of all others together, if there are any.
+  template <class Tell>
+  void each_outcome(Tell tell) const;
+
   bool limited() const noexcept { return limit != std::numeric_limits<std::size_t>::max(); }
   double per_second(double count) const noexcept {
     return elapsed.count() > 0 ? count * 1e9 / static_cast<double>(elapsed.count()) : 0;
@@ -120,23 +149,59 @@ class metrics_snapshot {
     const load_level* many = nullptr;
   };
   growth latency_growth() const noexcept;
+  /// Samples that came to no value because predict did not give one.
+  std::uint64_t broken() const noexcept;
+};
+
+/// Prometheus text exposition, version 0.0.4, of any number of metrics, one for each model, stage or service:
+///
+///     prometheus_writer("my_service").add(resnet.snapshot(), {{"model", "resnet"}})
+///                                    .add(mlp.snapshot(), {{"model", "mlp"}}).write(os);
+///
+/// What is not allowed in a name becomes an underscore; bytes of a value that are no UTF-8 are written as `\xff`.
+/// Errors of the user's own codes are one row, outcome="other".
+class prometheus_writer {
+ public:
+  /// `prefix` begins every name.
+  explicit prometheus_writer(std::string_view prefix = "cobatch") : prefix_(prefix) {}
+
+  /// Errors: std::invalid_argument, with the label's name, for a label that begins with two underscores, that is there
+  /// twice, also once names are what Prometheus allows, or that is named as one of the library's own: le, outcome, for.
+  /// And where another one has just these labels.
+  prometheus_writer& add(metrics_snapshot metrics, std::span<const metric_label> labels = {});
+  prometheus_writer& add(metrics_snapshot metrics, std::initializer_list<metric_label> labels) {
+    return add(std::move(metrics), std::span<const metric_label>(labels.begin(), labels.size()));
+  }
+
+  /// Errors: those of `os`.
+  void write(std::ostream& os) const;
+
+ private:
+  struct entry {
+    metrics_snapshot metrics;
+    detail::prometheus_labels labels;
+  };
+
+  std::string prefix_;
+  std::vector<entry> all_;
 };
 
 // ---- Implementation ----
 
 inline void metrics_snapshot::merge(const metrics_snapshot& other) {
-  for (auto count : {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,
-                     &metrics_snapshot::not_started, &metrics_snapshot::attempts, &metrics_snapshot::retries,
-                     &metrics_snapshot::hedges, &metrics_snapshot::late, &metrics_snapshot::taken,
-                     &metrics_snapshot::at_limit, &metrics_snapshot::batches, &metrics_snapshot::active_batches,
-                     &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
+  for (auto count :
+       {&metrics_snapshot::samples, &metrics_snapshot::succeeded, &metrics_snapshot::failed,
+        &metrics_snapshot::not_started, &metrics_snapshot::attempts, &metrics_snapshot::retries,
+        &metrics_snapshot::hedges, &metrics_snapshot::late, &metrics_snapshot::taken, &metrics_snapshot::at_limit,
+        &metrics_snapshot::straight, &metrics_snapshot::batches, &metrics_snapshot::active_batches,
+        &metrics_snapshot::hook_failures, &metrics_snapshot::in_flight}) {
     this->*count += other.*count;
   }
-  for (auto time :
-       {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
-        &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate, &metrics_snapshot::backed_off,
-        &metrics_snapshot::waited_for_turn, &metrics_snapshot::waited_for_consumer}) {
-    this->*time += other.*time;
+  for (auto time : {&metrics_snapshot::elapsed, &metrics_snapshot::running, &metrics_snapshot::waited_for_input,
+                    &metrics_snapshot::waited_for_permits, &metrics_snapshot::waited_for_rate,
+                    &metrics_snapshot::backed_off, &metrics_snapshot::waited_for_turn,
+                    &metrics_snapshot::waited_for_consumer, &metrics_snapshot::consumer_behind}) {
+    this->*time = detail::saturating_sum(this->*time, other.*time);
   }
   for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
   for (std::size_t i = 0; i < load.size(); ++i) {
@@ -145,6 +210,9 @@ inline void metrics_snapshot::merge(const metrics_snapshot& other) {
     load[i].latency += other.load[i].latency;
     load[i].squared_latency += other.load[i].squared_latency;
   }
+  threads = std::max(threads, other.threads);
+  peak_in_flight = std::max(peak_in_flight, other.peak_in_flight);
+  window = other.window;
   limit = other.limit;
   latency.merge(other.latency);
 }
@@ -178,18 +246,44 @@ inline auto metrics_snapshot::latency_growth() const noexcept -> growth {
   return steepest;
 }
 
+inline std::uint64_t metrics_snapshot::broken() const noexcept {
+  std::uint64_t others = 0;
+  for (const errc code : {errc::cancelled, errc::not_started, errc::deadline_exceeded, errc::queue_timed_out,
+                          errc::input_failed, errc::executor_stopped, errc::closed}) {
+    others += failed_with(code);
+  }
+  return failed - std::min(failed, others);
+}
+
 inline bottleneck metrics_snapshot::slowed_by() const noexcept {
   constexpr double most_of_the_time = 0.6;
   if (attempts == 0 || elapsed.count() <= 0) return bottleneck::nothing;
-  const bool full = at_limit * 2 >= attempts;
-  if (share(waited_for_consumer) >= 1 && !full) return bottleneck::consumer;
+  const bool growing = latency_growth().few != nullptr;
+  if (broken() != 0 && broken() * 2 >= samples) {
+    return growing && failed_with(errc::timed_out) * 2 >= broken() ? bottleneck::server : bottleneck::failures;
+  }
+  // Where attempts start in waves, the first of each find few others in flight: then the average tells.
+  const double used = limited() ? mean_in_flight() / static_cast<double>(std::max<std::size_t>(limit, 1)) : 1;
+  const bool full = (at_limit * 2 >= attempts && used >= 0.5) || (limited() && used >= 0.8);
+  if (share(waited_for_consumer) >= 1 && share(consumer_behind) >= 0.5 && !full) return bottleneck::consumer;
   if (std::max(share(waited_for_input), share(waited_for_rate)) >= most_of_the_time) {
     return waited_for_input > waited_for_rate ? bottleneck::input : bottleneck::rate;
   }
-  if (latency_growth().few) return bottleneck::server;
+  if (straight * 10 >= attempts * 9 && attempts >= 2 * threads && peak_in_flight <= threads && threads < limit &&
+      mean_in_flight() >= most_of_the_time * static_cast<double>(threads)) {
+    return bottleneck::blocking;
+  }
+  if (growing) return bottleneck::server;
+  if (!full && share(backed_off) >= most_of_the_time && (backed_off > running || share(waited_for_turn) >= 1)) {
+    return bottleneck::backoff;
+  }
   if (full || share(waited_for_permits) >= most_of_the_time) return bottleneck::limit;
-  if (limited() && share(waited_for_turn) > 0 && share(running + waited_for_turn) >= 0.9 * static_cast<double>(limit)) {
-    return bottleneck::window;
+  if (share(waited_for_turn) > 0) {
+    const double held = share(detail::saturating_sum(detail::saturating_sum(running, waited_for_turn), backed_off));
+    if (window != 0 ? held >= 0.9 * static_cast<double>(window)
+                    : limited() && std::abs(held - static_cast<double>(limit)) <= 0.1 * static_cast<double>(limit)) {
+      return bottleneck::window;
+    }
   }
   return bottleneck::nothing;
 }
@@ -202,9 +296,31 @@ inline std::string metrics_snapshot::advice() const {
   };
   switch (slowed_by()) {
     case bottleneck::nothing:
-      out.add("nothing but predict itself: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
+      out.add("nothing that is sure: on average ").fixed(mean_in_flight(), 1).add(" are in flight");
       if (limited()) out.add(" of ", limit);
-      out.add(", and they wait for nothing that was seen");
+      out.add(", and nothing that was seen holds them up most of the time");
+      break;
+    case bottleneck::failures:
+      out.add("predict fails: ", broken(), " of ", samples, " samples came to no value in ", attempts, " attempts");
+      if (retries != 0) {
+        out.add(", after ").duration(backed_off / static_cast<std::int64_t>(retries)).add(" of backoff each time");
+      }
+      out.add("; mend that first, what else is seen may come from it");
+      break;
+    case bottleneck::backoff:
+      out.add("the backoff: after ", retries, " of ", attempts, " attempts a sample slept, for ");
+      out.duration(backed_off / static_cast<std::int64_t>(std::max<std::uint64_t>(retries, 1)));
+      out.add(" on average, and ").fixed(mean_in_flight(), 1).add(" were in flight");
+      if (share(waited_for_turn) >= 1) {
+        out.add(", and ").fixed(share(waited_for_turn), 1).add(" finished ones waited for an earlier one");
+      }
+      out.add("; see why predict fails, or lower .retry's backoff");
+      break;
+    case bottleneck::blocking:
+      out.add("predict does not suspend: the executor has ", threads, threads == 1 ? " thread" : " threads");
+      out.add(", and on average ").fixed(mean_in_flight(), 1).add(" are in flight");
+      if (limited()) out.add(" of ", limit);
+      out.add("; co_await what it waits for; where it computes, have as many threads as there are cores");
       break;
     case bottleneck::input:
       out.add("the input: ");
@@ -227,7 +343,7 @@ inline std::string metrics_snapshot::advice() const {
       const auto line = [&](const load_level& level) {
         const auto count = static_cast<double>(level.count);
         out.fixed(level.in_flight / count, 0).add(" in flight an attempt takes ");
-        out.duration(std::chrono::nanoseconds(static_cast<std::int64_t>(level.latency / count)));
+        out.duration(detail::saturating_nanoseconds(level.latency / count));
       };
       out.add("what predict calls: with ");
       line(*found.few);
@@ -260,57 +376,105 @@ inline std::string metrics_snapshot::advice() const {
   return out.str();
 }
 
+inline std::uint64_t metrics_snapshot::other_outcomes() const noexcept {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    if (name_of(static_cast<errc>(i)) == foreign) sum += outcomes[i];
+  }
+  return sum;
+}
+
+template <class Tell>
+void metrics_snapshot::each_outcome(Tell tell) const {
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    const std::string_view name = name_of(static_cast<errc>(i));
+    if (name != foreign) tell(name, outcomes[i]);
+  }
+  if (const std::uint64_t count = other_outcomes()) tell(foreign, count);
+}
+
 inline void metrics_snapshot::write_prometheus(std::ostream& os, std::string_view prefix,
                                                std::span<const metric_label> labels) const {
+  prometheus_writer(prefix).add(*this, labels).write(os);
+}
+
+inline prometheus_writer& prometheus_writer::add(metrics_snapshot metrics, std::span<const metric_label> labels) {
+  detail::prometheus_labels made;
+  for (const metric_label& each : labels) made.add(each.name, each.value);
+  for (const entry& each : all_) {
+    if (each.labels.str() == made.str()) {
+      detail::throw_or_fail<std::invalid_argument>(
+          ("cobatch: two metrics in one exposition have the labels {" + made.str() + "}").c_str());
+    }
+  }
+  all_.push_back({std::move(metrics), std::move(made)});
+  return *this;
+}
+
+inline void prometheus_writer::write(std::ostream& os) const {
   using namespace std::chrono_literals;
-  detail::prometheus_text out(prefix);
-  for (const metric_label& each : labels) out.add_common_label(each.name, each.value);
-  const auto one = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+  detail::prometheus_text out(prefix_);
+  const auto family = [&](std::string_view name, std::string_view type, std::string_view help, auto write_one) {
     out.family(name, type, help);
-    out.value(name, number);
+    for (const entry& each : all_) {
+      write_one(each.metrics, [&](std::string_view what, auto number, const std::string& own_label = {}) {
+        out.value(what, each.labels, number, own_label);
+      });
+    }
+  };
+  const auto one = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+    family(name, type, help, [&](const metrics_snapshot& of, auto value) { value(name, number(of)); });
+  };
+  const auto counted = [&](std::string_view name, std::string_view type, std::string_view help,
+                           std::uint64_t metrics_snapshot::*count) {
+    one(name, type, help, [&](const metrics_snapshot& of) { return of.*count; });
   };
   const auto seconds = [](std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e9; };
+  const auto label = detail::prometheus_labels::one;
+  using m = metrics_snapshot;
 
-  out.family("samples_total", "counter", "Samples with a final outcome.");
-  for (std::size_t i = 0; i < outcomes.size(); ++i) {
-    const std::string_view outcome = name_of(static_cast<errc>(i));
-    if (outcome != "other" || outcomes[i] != 0) out.value("samples_total", outcomes[i], out.label("outcome", outcome));
-  }
-  one("samples_not_started_total", "counter", "Samples of batches that stopped before their turn.", not_started);
-  one("attempts_total", "counter", "Calls of predict that have started.", attempts);
-  one("retries_total", "counter", "How often a sample was to be tried again.", retries);
-  one("hedges_total", "counter", "Attempts that doubled another one.", hedges);
-  one("late_attempts_total", "counter", "Attempts that ended after their timeout.", late);
-  one("results_taken_total", "counter", "Results taken from streams.", taken);
-  one("batches_total", "counter", "Batches that have begun.", batches);
-  one("hook_failures_total", "counter", "Exceptions that left observers.", hook_failures);
-  one("batches_active", "gauge", "Batches that have begun and not ended.", active_batches);
-  one("in_flight", "gauge", "Attempts that have started and not ended.", in_flight);
-  constexpr double infinite = std::numeric_limits<double>::infinity();
-  one("limit", "gauge", "How many samples may be in flight.", limited() ? static_cast<double>(limit) : infinite);
+  family("samples_total", "counter", "Samples with a final outcome.", [&](const m& of, auto value) {
+    of.each_outcome([&](std::string_view outcome, std::uint64_t count) {
+      value("samples_total", count, label("outcome", outcome));
+    });
+  });
+  counted("samples_not_started_total", "counter", "Samples of batches that stopped before their turn.",
+          &m::not_started);
+  counted("attempts_total", "counter", "Calls of predict that have started.", &m::attempts);
+  counted("retries_total", "counter", "How often a sample was to be tried again.", &m::retries);
+  counted("hedges_total", "counter", "Attempts that doubled another one.", &m::hedges);
+  counted("late_attempts_total", "counter", "Attempts that ended after their timeout.", &m::late);
+  counted("results_taken_total", "counter", "Results taken from streams.", &m::taken);
+  counted("batches_total", "counter", "Batches that have begun.", &m::batches);
+  counted("hook_failures_total", "counter", "Exceptions that left observers.", &m::hook_failures);
+  counted("batches_active", "gauge", "Batches that have begun and not ended.", &m::active_batches);
+  counted("in_flight", "gauge", "Attempts that have started and not ended.", &m::in_flight);
+  one("limit", "gauge", "How many samples may be in flight.", [](const m& of) {
+    return of.limited() ? static_cast<double>(of.limit) : std::numeric_limits<double>::infinity();
+  });
 
-  out.family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.");
-  const auto wait = [&](std::string_view what, std::chrono::nanoseconds time) {
-    out.value("wait_seconds_total", seconds(time), out.label("for", what));
-  };
-  wait("input", waited_for_input);
-  wait("permits", waited_for_permits);
-  wait("rate", waited_for_rate);
-  wait("backoff", backed_off);
-  wait("turn", waited_for_turn);
-  wait("consumer", waited_for_consumer);
+  family("wait_seconds_total", "counter", "Time that samples spent waiting, added up.", [&](const m& of, auto value) {
+    for (const auto& [what, time] :
+         {std::pair("input", of.waited_for_input), std::pair("permits", of.waited_for_permits),
+          std::pair("rate", of.waited_for_rate), std::pair("backoff", of.backed_off),
+          std::pair("turn", of.waited_for_turn), std::pair("consumer", of.waited_for_consumer)}) {
+      value("wait_seconds_total", seconds(time), label("for", what));
+    }
+  });
 
-  out.family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.");
   constexpr std::array<std::chrono::nanoseconds, 24> bounds{10us,   25us, 50us, 100us, 250us, 500us, 1ms,   2500us,
                                                             5ms,    10ms, 25ms, 50ms,  100ms, 250ms, 500ms, 1s,
                                                             2500ms, 5s,   10s,  25s,   50s,   100s,  250s,  500s};
-  for (const std::chrono::nanoseconds bound : bounds) {
-    const std::string at = detail::text().add(seconds(bound)).str();
-    out.value("attempt_duration_seconds_bucket", latency.count_up_to(bound), out.label("le", at));
-  }
-  out.value("attempt_duration_seconds_bucket", latency.count(), "le=\"+Inf\"");
-  out.value("attempt_duration_seconds_sum", latency.sum() / 1e9);
-  out.value("attempt_duration_seconds_count", latency.count());
+  family("attempt_duration_seconds", "histogram", "How long attempts took, whatever they came to.",
+         [&](const m& of, auto value) {
+           for (const std::chrono::nanoseconds bound : bounds) {
+             const std::string at = detail::text().add(seconds(bound)).str();
+             value("attempt_duration_seconds_bucket", of.latency.count_up_to(bound), label("le", at));
+           }
+           value("attempt_duration_seconds_bucket", of.latency.count(), label("le", "+Inf"));
+           value("attempt_duration_seconds_sum", of.latency.sum() / 1e9);
+           value("attempt_duration_seconds_count", of.latency.count());
+         });
   os << out.str();
 }
 
@@ -319,9 +483,9 @@ inline void metrics_snapshot::write_json(std::ostream& os) const {
   const auto seconds = [](auto time) { return static_cast<double>(time.count()) / 1e9; };
   out.add("{\"samples\":", samples, ",\"succeeded\":", succeeded, ",\"failed\":", failed, ",\"failed_by\":{");
   const char* comma = "";
-  for (std::size_t i = 1; i < outcomes.size(); ++i) {
-    if (outcomes[i] != 0) out.add(std::exchange(comma, ",")).json(name_of(static_cast<errc>(i))).add(":", outcomes[i]);
-  }
+  each_outcome([&](std::string_view name, std::uint64_t count) {
+    if (name != name_of(errc{}) && count != 0) out.add(std::exchange(comma, ",")).json(name).add(":", count);
+  });
   out.add("},\"not_started\":", not_started, ",\"attempts\":", attempts, ",\"retries\":", retries,
           ",\"hedges\":", hedges, ",\"late\":", late, ",\"taken\":", taken, ",\"batches\":", batches,
           ",\"active_batches\":", active_batches, ",\"hook_failures\":", hook_failures, ",\"in_flight\":", in_flight,
@@ -358,9 +522,9 @@ inline void metrics_snapshot::write_summary(std::ostream& os) const {
   if (failed != 0) {
     out.add("failures").column(tab);
     const char* comma = "";
-    for (std::size_t i = 1; i < outcomes.size(); ++i) {
-      if (outcomes[i] != 0) out.add(std::exchange(comma, ", "), outcomes[i], " ", name_of(static_cast<errc>(i)));
-    }
+    each_outcome([&](std::string_view name, std::uint64_t count) {
+      if (name != name_of(errc{}) && count != 0) out.add(std::exchange(comma, ", "), count, " ", name);
+    });
     out.add("\n");
   }
   out.add("attempts").column(tab).add(attempts, ": ", retries, " retries, ", hedges, " hedges, ", late, " late\n");

@@ -20,6 +20,7 @@ struct batch_info {
   std::size_t samples = std::numeric_limits<std::size_t>::max();  ///< how many there are; max(): not known beforehand
   std::size_t limit = std::numeric_limits<std::size_t>::max();    ///< how many may be in flight; max(): no cap
   std::chrono::nanoseconds at{};                                  ///< on the executor's clock, as every `at`
+  std::size_t window = 0;  ///< of an ordered stream: how many may run or wait for their turn; 0: none, or not told
 };
 
 /// What a lane (a place for one sample in flight) can wait for.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -12,9 +13,12 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
+#include <utility>
 
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/observer.hpp>
 
@@ -29,7 +33,7 @@ namespace cobatch {
 
 /// Whether to draw over the last line, or to write plain ones.
 enum class progress_style : std::uint8_t {
-  automatic,  ///< draws where the stream is std::cerr or std::cout on a terminal and TERM is not "dumb"
+  automatic,  ///< draws where the stream is std::cerr or std::cout on a terminal, and TERM is neither empty nor "dumb"
   draws,
   lines,
 };
@@ -37,7 +41,7 @@ enum class progress_style : std::uint8_t {
 /// How a progress_bar looks. A trivially copyable aggregate for designated initialisers.
 struct progress_options {
   progress_style style = progress_style::automatic;
-  std::size_t width = 0;  ///< columns; 0: those of the terminal, or 80
+  std::size_t width = 0;  ///< columns; 0: COLUMNS, else those of the terminal, else 80, looked up at each drawing
   bool colour = true;     ///< where it draws; a non-empty NO_COLOR in the environment turns it off
   std::chrono::nanoseconds redraw = std::chrono::milliseconds(100);  ///< least time between two drawings
   std::chrono::nanoseconds next_line = std::chrono::seconds(10);     ///< least time between two plain lines
@@ -50,6 +54,7 @@ static_assert(std::is_trivially_copyable_v<progress_options>);
 ///
 ///     412/1000 [===========>                ]  41 %  3 failed  812/s  0:00:07 left
 ///
+/// Where there is not enough room the bar goes first; the rest is cut, so that a line never wraps.
 /// Where the stream is no terminal, a plain line at most every ten seconds, and one at the end.
 ///
 ///     progress_bar bar(images.size());   ... {.observer = &bar}
@@ -86,14 +91,20 @@ class progress_bar : public batch_observer {
 
  private:
   static progress_options resolve(progress_options options, const std::ostream& os);
-  static bool is_terminal(const std::ostream& os, std::size_t& width);
+  static int terminal_of(const std::ostream& os);
+  std::size_t width() const;
+  static std::size_t cut(std::string& line, std::size_t most);
   std::chrono::nanoseconds now() const {
-    return set_.clock ? set_.clock() : std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch());
+    if (set_.clock) return set_.clock();
+    return std::chrono::steady_clock::now().time_since_epoch();
+  }
+  static double seconds_between(std::chrono::nanoseconds a, std::chrono::nanoseconds b) noexcept {
+    return static_cast<double>(detail::saturating_difference(b, a).count()) / 1e9;
   }
   bool draws() const noexcept { return set_.style == progress_style::draws; }
   void draw_under_lock(std::chrono::nanoseconds at);
   void end_line();
-  std::string line(std::chrono::nanoseconds at) const;
+  std::string line(std::chrono::nanoseconds at, std::size_t width) const;
 
   // Counts, ordering nothing: what is drawn may be a sample behind.
   std::atomic<std::size_t> total_, done_{0}, failed_{0}, active_{0};
@@ -107,7 +118,7 @@ class progress_bar : public batch_observer {
   std::chrono::nanoseconds drawn_;
   std::size_t done_when_drawn_ = 0;
   double rate_ = 0;                                                // samples a second, lately
-  std::size_t last_size_ = 0;                                      // of the line that is open; 0: none is
+  std::size_t last_size_ = 0;                                      // columns of the line that is open; 0: none is
   std::size_t written_ = std::numeric_limits<std::size_t>::max();  // done, in the last plain line
 };
 
@@ -121,7 +132,7 @@ inline void progress_bar::batch_started(const batch_info& event) {
   // The first drawing is not for the first sample, which says nothing about the rate.
   std::int64_t none = std::numeric_limits<std::int64_t>::min();
   const std::chrono::nanoseconds pause = draws() ? set_.redraw : set_.next_line;
-  next_draw_.compare_exchange_strong(none, (now() + pause).count(), std::memory_order_relaxed);
+  next_draw_.compare_exchange_strong(none, detail::saturating_sum(now(), pause).count(), std::memory_order_relaxed);
 }
 
 inline void progress_bar::sample_finished(const sample_event& event) {
@@ -131,7 +142,8 @@ inline void progress_bar::sample_finished(const sample_event& event) {
   std::int64_t due = next_draw_.load(std::memory_order_relaxed);
   if (at.count() < due) return;
   const std::chrono::nanoseconds pause = draws() ? set_.redraw : set_.next_line;
-  if (!next_draw_.compare_exchange_strong(due, (at + pause).count(), std::memory_order_relaxed)) return;
+  if (!next_draw_.compare_exchange_strong(due, detail::saturating_sum(at, pause).count(), std::memory_order_relaxed))
+    return;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (lock) draw_under_lock(at);
 }
@@ -154,34 +166,36 @@ inline void progress_bar::draw_under_lock(std::chrono::nanoseconds at) {
   const std::size_t done = done_.load(std::memory_order_relaxed);
   if (!draws() && written_ == done) return;
   // An average in which what is 5 s old counts a third; over the first seconds, the plain average.
-  const double passed = static_cast<double>((at - drawn_).count()) / 1e9;
-  const double so_far = static_cast<double>((at - began_).count()) / 1e9;
+  const double passed = seconds_between(drawn_, at);
   if (passed > 0) {
     const double lately = static_cast<double>(done - std::min(done, done_when_drawn_)) / passed;
-    const double weight = std::max(1 - std::exp(-passed / 5), passed / so_far);
+    const double weight = std::max(1 - std::exp(-passed / 5), passed / std::max(passed, seconds_between(began_, at)));
     rate_ += weight * (lately - rate_);
     drawn_ = at;
     done_when_drawn_ = done;
   }
-  std::string now_shown = line(at);
+  const std::size_t columns = draws() ? width() : 0;
+  std::string now_shown = line(at, columns);
   written_ = done;
   if (!draws()) {
     now_shown += '\n';
     os_ << now_shown << std::flush;
     return;
   }
-  const std::size_t size = now_shown.size();
-  if (size < last_size_) now_shown.append(last_size_ - size, ' ');  // over the rest of the longer line before
-  last_size_ = size;
+  // The last column stays free: some terminals begin a new line there.
+  const std::size_t size = cut(now_shown, columns - 1);
+  const std::size_t to_cover = std::min(last_size_, columns - 1);  // of the longer line before
+  if (size < to_cover) now_shown.append(to_cover - size, ' ');
+  last_size_ = std::max<std::size_t>(size, 1);
   os_ << '\r' << now_shown << std::flush;
 }
 
-inline std::string progress_bar::line(std::chrono::nanoseconds at) const {
+inline std::string progress_bar::line(std::chrono::nanoseconds at, std::size_t width) const {
   const std::size_t total = total_.load(std::memory_order_relaxed);
   const std::size_t failed = failed_.load(std::memory_order_relaxed);
   const std::size_t done = done_.load(std::memory_order_relaxed);
   const auto clock_time = [](detail::text& out, double seconds) {
-    const auto whole = static_cast<std::uint64_t>(std::min(seconds, 3.5e6));  // 999 h at most
+    const auto whole = static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 3.5e6));  // 999 h at most
     const auto two = [&](std::uint64_t value) { out.add(value < 10 ? ":0" : ":", value); };
     out.add(whole / 3600);
     two(whole / 60 % 60);
@@ -211,12 +225,12 @@ inline std::string progress_bar::line(std::chrono::nanoseconds at) const {
       right.add("-:--:-- left");
     }
   } else {
-    clock_time(right, static_cast<double>((at - began_).count()) / 1e9);
+    clock_time(right, seconds_between(began_, at));
   }
   if (draws() && total != 0) {
     const std::size_t used = left.str().size() + right.str().size() - invisible + 4;  // " [", "]" and the last column
-    if (set_.width >= used + 4) {
-      const std::size_t room = std::min<std::size_t>(set_.width - used, 60);
+    if (width >= used + 4) {
+      const std::size_t room = std::min<std::size_t>(width - used, 60);
       const auto filled = static_cast<std::size_t>(share * static_cast<double>(room));
       left.add(" [").repeat(filled, '=');
       if (filled < room) left.add(">").repeat(room - filled - 1, ' ');
@@ -233,33 +247,59 @@ inline void progress_bar::end_line() {
   os_ << '\n' << std::flush;
 }
 
+/// Leaves so many columns of it at most, and all that sets colours. Returns how many it has.
+inline std::size_t progress_bar::cut(std::string& line, std::size_t most) {
+  std::string left;
+  std::size_t columns = 0;
+  bool escape = false;
+  for (const char each : line) {
+    escape = escape || each == '\x1b';
+    if (escape || columns < most) left += each;
+    if (!escape && columns < most) ++columns;
+    if (each == 'm') escape = false;
+  }
+  line = std::move(left);
+  return columns;
+}
+
 inline progress_options progress_bar::resolve(progress_options options, const std::ostream& os) {
-  std::size_t width = 0;
   if (options.style == progress_style::automatic) {
     const char* const terminal = std::getenv("TERM");
-    const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
-    options.style = is_terminal(os, width) && !dumb ? progress_style::draws : progress_style::lines;
+    const bool dumb = terminal == nullptr || *terminal == '\0' || std::string_view(terminal) == "dumb";
+    options.style = terminal_of(os) >= 0 && !dumb ? progress_style::draws : progress_style::lines;
   }
-  if (options.width == 0) options.width = width == 0 ? 80 : width;
   const char* const no_colour = std::getenv("NO_COLOR");
   if (no_colour != nullptr && *no_colour != '\0') options.colour = false;
   return options;
 }
 
-/// False also where it cannot be found out.
-inline bool progress_bar::is_terminal([[maybe_unused]] const std::ostream& os, [[maybe_unused]] std::size_t& width) {
+/// At least 1.
+inline std::size_t progress_bar::width() const {
+  if (set_.width != 0) return set_.width;
+  if (const char* const columns = std::getenv("COLUMNS")) {
+    const std::string_view digits(columns);
+    std::size_t width = 0;
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), width);
+    if (parsed.ec == std::errc() && parsed.ptr == digits.data() + digits.size() && width != 0) return width;
+  }
+#if __has_include(<unistd.h>) && defined(TIOCGWINSZ)
+  winsize size{};
+  if (const int file = terminal_of(os_); file >= 0 && ::ioctl(file, TIOCGWINSZ, &size) == 0 && size.ws_col != 0) {
+    return size.ws_col;
+  }
+#endif
+  return 80;
+}
+
+/// The file of a stream that is a terminal; -1: it is none, or that cannot be found out.
+inline int progress_bar::terminal_of([[maybe_unused]] const std::ostream& os) {
 #if __has_include(<unistd.h>)
   const int file = os.rdbuf() == std::cerr.rdbuf()   ? STDERR_FILENO
                    : os.rdbuf() == std::cout.rdbuf() ? STDOUT_FILENO
                                                      : -1;
-  if (file < 0 || ::isatty(file) == 0) return false;
-#if defined(TIOCGWINSZ)
-  winsize size{};
-  if (::ioctl(file, TIOCGWINSZ, &size) == 0) width = size.ws_col;
-#endif
-  return true;
+  return file >= 0 && ::isatty(file) != 0 ? file : -1;
 #else
-  return false;
+  return -1;
 #endif
 }
 

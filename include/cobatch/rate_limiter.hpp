@@ -10,13 +10,13 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/rate_queue.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/executor.hpp>
 
 namespace cobatch {
@@ -48,7 +48,7 @@ class token_cost {
 /// Lets so many start per second, whoever asks: a token bucket that batches, streams and lone coroutines share.
 ///
 /// Tokens come in evenly, `per_second` of them; a start takes one, or as many as it costs. Up to `burst` tokens are
-/// kept while nobody asks, and the bucket is full at first. So the first start is at once, with a burst of 1
+/// kept while nobody asks (as far as they come in within 126 years), and the bucket is full at first. So the first start is at once, with a burst of 1
 /// consecutive starts are exactly 1/per_second apart (to the nearest nanosecond, and without any drift), and within a
 /// time t no more than burst + t * per_second start.
 ///

@@ -7,13 +7,13 @@
 #include <new>
 #include <optional>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/semaphore_core.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 
@@ -214,9 +214,10 @@ class acquisition {
         return semaphore_outcome::granted;
       case stage::waiting:
         return waiter_.outcome;
-      default:
-        return semaphore_outcome::none;
+      case stage::idle:
+        break;
     }
+    return semaphore_outcome::none;
   }
 
  private:
@@ -304,9 +305,13 @@ class [[nodiscard]] stoppable_acquire_awaiter {
         return permit(acquisition_.semaphore(), acquisition_.weight());
       case semaphore_outcome::too_heavy:
         return unexpected(error(errc::cost_exceeds_capacity));
-      default:
-        return unexpected(error(errc::cancelled));
+      case semaphore_outcome::none:
+      case semaphore_outcome::stopped:
+      case semaphore_outcome::queued:
+      case semaphore_outcome::cancelled:
+        break;
     }
+    return unexpected(error(errc::cancelled));
   }
 
  private:

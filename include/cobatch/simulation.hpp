@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <ratio>
 #include <stdexcept>
-#include <stop_token>
 #include <string>
 #include <utility>
 
@@ -15,6 +14,7 @@
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>
 #include <cobatch/detail/handle_queue.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/waiter.hpp>
@@ -198,7 +198,7 @@ inline std::coroutine_handle<> simulation::pick() noexcept {
   if (seed_ == 0) return ready_.pop();
   // 32 random bits scaled to [0, size): the same on every platform, which std:: distributions are not.
   const std::uint64_t size = ready_.size();
-  return ready_.pop_at(static_cast<std::size_t>(((random() >> 32) * size) >> 32));
+  return ready_.pop_at(std::size_t{((random() >> 32) * size) >> 32});
 }
 
 /// splitmix64.

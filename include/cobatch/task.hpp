@@ -10,8 +10,8 @@
 
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
-#include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/detail/task_chain.hpp>
 
 namespace cobatch {
 
@@ -20,14 +20,15 @@ template <class T>
 class task_promise;
 template <class Raw>
 class attempt;
-}
+}  // namespace detail
 
 /// A lazy coroutine: nothing runs until it is awaited, and the awaiting coroutine gets its result or its exception.
 ///
 /// T may be void, a reference, or move-only. Await it once; the result is moved out.
 ///
 /// Resumes: the body starts inside the co_await, on the awaiting thread; the awaiting coroutine goes on where the body
-/// ended, at once. A body that ends without suspending never deepens the stack, however many are awaited in a row.
+/// ended, at once. Neither tasks that are awaited in a row, nor tasks that await tasks, however deep, deepen the stack;
+/// depth costs memory alone.
 /// Lifetime: destroying a task that was never awaited runs nothing; one must not destroy a task that is running.
 /// The parameters of the coroutine are copied into its frame; a lambda's captures are not, they must outlive the task.
 /// Errors: awaiting an empty (moved-from) or finished task throws std::logic_error.
@@ -56,6 +57,8 @@ class [[nodiscard]] task {
 
   bool await_ready() const noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> awaiting);
+  template <class U>
+  bool await_suspend(std::coroutine_handle<detail::task_promise<U>> awaiting);
   T await_resume();
 
  private:
@@ -67,6 +70,8 @@ class [[nodiscard]] task {
   /// True: the task has ended.
   bool start_under(std::coroutine_handle<> continuation, detail::start_mark& mark);
 
+  void require_unawaited() const;
+
   explicit task(std::coroutine_handle<promise_type> frame) noexcept : frame_(frame) {}
 
   std::coroutine_handle<promise_type> frame_;
@@ -76,43 +81,10 @@ class [[nodiscard]] task {
 
 namespace detail {
 
-/// What a task's frame holds apart from its result: who goes on when it ends.
-class task_promise_base : public pooled_frame {
- public:
-  std::suspend_always initial_suspend() const noexcept { return {}; }
-
-  struct final_awaiter {
-    bool await_ready() const noexcept { return false; }
-    template <class Promise>
-    std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> self) const noexcept {
-      task_promise_base& promise = self.promise();
-      // Nested in start(): unwind to it. Otherwise the awaiting coroutine has long been suspended: go on with it.
-      if (start_mark::finish(promise.mark_, &promise)) return std::noop_coroutine();
-      return promise.continuation_;
-    }
-    void await_resume() const noexcept {}
-  };
-  final_awaiter final_suspend() const noexcept { return {}; }
-
-  /// Runs the coroutine from its start until it first suspends or ends; true: it has ended. `mark` is the innermost one
-  /// of this thread, and already open for this promise.
-  bool start(std::coroutine_handle<> self, std::coroutine_handle<> continuation, start_mark& mark) {
-    continuation_ = continuation;
-    mark_ = &mark;
-    self.resume();
-    // If it has not ended inside this call, *this may be gone: another thread may have finished it.
-    return mark.finished();
-  }
-
- private:
-  std::coroutine_handle<> continuation_;
-  start_mark* mark_ = nullptr;
-};
-
 enum class task_state : unsigned char { unfinished, value, exception };
 
 template <class T>
-class task_promise final : public task_promise_base {
+class task_promise final : public task_chain {
  public:
   task_promise() noexcept {}
   task_promise(const task_promise&) = delete;
@@ -122,9 +94,7 @@ class task_promise final : public task_promise_base {
     if (state_ == task_state::exception) std::destroy_at(&exception_);
   }
 
-  task<T> get_return_object() noexcept {
-    return task<T>(std::coroutine_handle<task_promise>::from_promise(*this));
-  }
+  task<T> get_return_object() noexcept { return task<T>(std::coroutine_handle<task_promise>::from_promise(*this)); }
 
   template <class U = T>
     requires std::constructible_from<T, U>
@@ -140,28 +110,28 @@ class task_promise final : public task_promise_base {
   }
 
   T take() {
-    if (state_ == task_state::exception) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (state_ == task_state::exception) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
     return std::move(value_);
   }
 
  private:
+  task_state state_ = task_state::unfinished;  // first: there is room for it behind what task_chain has
   union {
     T value_;
     std::exception_ptr exception_;
   };
-  task_state state_ = task_state::unfinished;
 };
 
 template <class T>
-class task_promise<T&> final : public task_promise_base {
+class task_promise<T&> final : public task_chain {
  public:
-  task<T&> get_return_object() noexcept {
-    return task<T&>(std::coroutine_handle<task_promise>::from_promise(*this));
-  }
+  task<T&> get_return_object() noexcept { return task<T&>(std::coroutine_handle<task_promise>::from_promise(*this)); }
   void return_value(T& value) noexcept { value_ = std::addressof(value); }
   void unhandled_exception() noexcept { exception_ = std::current_exception(); }
   T& take() {
-    if (exception_) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (exception_) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
     return *value_;
   }
 
@@ -171,13 +141,14 @@ class task_promise<T&> final : public task_promise_base {
 };
 
 template <>
-class task_promise<void> final : public task_promise_base {
+class task_promise<void> final : public task_chain {
  public:
   task<void> get_return_object() noexcept;
   void return_void() const noexcept {}
   void unhandled_exception() noexcept { exception_ = std::current_exception(); }
   void take() {
-    if (exception_) [[unlikely]] std::rethrow_exception(std::move(exception_));
+    if (exception_) [[unlikely]]
+      std::rethrow_exception(std::move(exception_));
   }
 
  private:
@@ -191,18 +162,29 @@ inline task<void> task_promise<void>::get_return_object() noexcept {
 }  // namespace detail
 
 template <class T>
+[[gnu::always_inline]] inline void task<T>::require_unawaited() const {
+  if (!frame_ || frame_.done()) [[unlikely]] {
+    detail::throw_or_fail<std::logic_error>("an empty or already awaited task was awaited: await a task once");
+  }
+}
+
+template <class T>
 bool task<T>::await_suspend(std::coroutine_handle<> awaiting) {
   detail::start_mark mark(nullptr);
   return !start_under(awaiting, mark);
 }
 
 template <class T>
+template <class U>
+[[gnu::always_inline]] inline bool task<T>::await_suspend(std::coroutine_handle<detail::task_promise<U>> awaiting) {
+  require_unawaited();
+  return !frame_.promise().start_in(awaiting.promise(), frame_, awaiting);
+}
+
+template <class T>
 [[gnu::always_inline]] inline bool task<T>::start_under(std::coroutine_handle<> continuation,
                                                         detail::start_mark& mark) {
-  if (!frame_ || frame_.done()) [[unlikely]] {
-    detail::throw_or_fail<std::logic_error>("an empty or already awaited task was awaited: await a task once");
-  }
-  mark.reopen(&frame_.promise());
+  require_unawaited();
   return frame_.promise().start(frame_, continuation, mark);
 }
 

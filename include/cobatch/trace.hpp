@@ -18,6 +18,7 @@
 
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
@@ -138,9 +139,15 @@ class trace_recorder::writer {
  private:
   using iterator = std::vector<attempt_event>::const_iterator;
 
-  static std::chrono::nanoseconds started(const attempt_event& of) { return of.at - of.ran; }
+  static std::chrono::nanoseconds started(const attempt_event& of) {
+    return detail::saturating_difference(of.at, of.ran);
+  }
   static std::chrono::nanoseconds first_moment(const attempt_event& of) {
-    return started(of) - of.waited_for_input - of.waited_for_permits - of.waited_for_rate;
+    std::chrono::nanoseconds first = started(of);
+    for (const auto waited : {of.waited_for_input, of.waited_for_permits, of.waited_for_rate}) {
+      first = detail::saturating_difference(first, waited);
+    }
+    return first;
   }
 
   /// Up to its arguments, which the caller closes.
@@ -154,12 +161,12 @@ class trace_recorder::writer {
   }
   void slice(std::uint64_t process, std::uint64_t row, std::chrono::nanoseconds from, std::chrono::nanoseconds length) {
     event("X", process, row);
-    time("ts", from - origin_);
+    time("ts", detail::saturating_difference(from, origin_));
     time("dur", length);
   }
   void counter(std::uint64_t process, const char* name, std::chrono::nanoseconds at, std::size_t value) {
     event("C", process, 0);
-    time("ts", at - origin_);
+    time("ts", detail::saturating_difference(at, origin_));
     out_.add(",\"name\":\"", name, "\",\"args\":{\"", name, "\":", value, "}}");
   }
   void row_name(std::uint64_t process, std::uint64_t row, const std::string& name) {
@@ -176,7 +183,7 @@ class trace_recorder::writer {
       ended = of.info.at;
       for (iterator each = begin; each != end; ++each) ended = std::max(ended, each->at);
     }
-    slice(process, 0, of.info.at, ended - of.info.at);
+    slice(process, 0, of.info.at, detail::saturating_difference(ended, of.info.at));
     out_.add(",\"name\":\"batch\",\"cat\":\"batch\",\"args\":{");
     if (of.info.samples != std::numeric_limits<std::size_t>::max()) out_.add("\"samples\":", of.info.samples);
     out_.add("}}");
@@ -211,7 +218,7 @@ class trace_recorder::writer {
         if (waited.count() <= 0) continue;
         slice(process, row, at, waited);
         out_.add(",\"name\":\"wait for ", name, "\",\"cat\":\"wait\"}");
-        at += waited;
+        at = detail::saturating_sum(at, waited);
       }
       slice(process, row, started(each), each.ran);
       out_.add(",\"name\":\"sample ", each.index, "\",\"cat\":\"attempt\"");

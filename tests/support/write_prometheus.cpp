@@ -25,5 +25,15 @@ int main() {
     metrics.write_prometheus(std::cout, "my_service", labels);
   };
   sim.run(cobatch::batch_predict(sim, samples, predict, {.max_concurrency = 8, .observer = &metrics}));
-  metrics.write_prometheus(std::cout);
+  // Two of them in one exposition, one of which has failed with codes of the user's own.
+  cobatch::batch_metrics failed;
+  for (const int code : {20, 21, 200}) {
+    cobatch::sample_event own;
+    own.failure = static_cast<cobatch::errc>(code);
+    failed.sample_finished(own);
+  }
+  cobatch::prometheus_writer("two")
+      .add(metrics.snapshot(), {{"model", "a"}})
+      .add(failed.snapshot(), {{"model", "\xff not UTF-8"}})
+      .write(std::cout);
 }

@@ -632,3 +632,18 @@ TEST_CASE("adaptive limit: whatever ends however, tickets are conserved and the 
     REQUIRE(tickets.size() == limit.limit());
   }
 }
+
+TEST_CASE("adaptive limit: a cap as high as a semaphore's never says more") {
+  constexpr std::size_t most = cobatch::async_semaphore::max();
+  for (const auto algorithm : {cobatch::adaptive_algorithm::gradient, cobatch::adaptive_algorithm::aimd}) {
+    for (const std::size_t max : {most, most - 1, most / 2 + 1}) {
+      cobatch::adaptive_limit limit({.initial = max, .min = max, .max = max, .algorithm = algorithm});
+      CHECK(limit.limit() == max);
+      for (int i = 0; i < 100; ++i) limit.succeeded(1ms, limit.started());
+      CHECK(limit.limit() == max);
+      limit.started();
+      limit.dropped();
+      CHECK(limit.limit() == max);
+    }
+  }
+}

@@ -346,3 +346,64 @@ TEST_CASE("expected: a volatile value is read and written through", "[expected]"
 }
 
 }  // namespace
+
+// ---- Comparisons and fallbacks are noexcept as far as the operands are ----
+
+namespace {
+
+/// `==` and conversions that may throw, or not.
+template <bool Quiet>
+struct loud {
+  loud() = default;
+  constexpr loud(int) noexcept(Quiet) {}  // NOLINT(google-explicit-constructor)
+  constexpr loud(const loud&) noexcept(Quiet) {}
+  constexpr loud(loud&&) noexcept(Quiet) {}
+  friend constexpr bool operator==(const loud&, const loud&) noexcept(Quiet) { return true; }
+};
+
+/// What a comparison may come to: a bool if asked implicitly, and only then (LWG 4366).
+struct implicit_bool {
+  bool value;
+  constexpr operator bool() const noexcept { return value; }  // NOLINT(google-explicit-constructor)
+  template <class B>
+    requires std::is_same_v<B, bool>
+  explicit operator B() const& = delete;
+};
+struct odd {
+  int n;
+  friend constexpr implicit_bool operator==(const odd& x, const odd& y) noexcept { return {x.n == y.n}; }
+};
+
+template <class T, class E>
+constexpr bool equal_is_noexcept =
+    noexcept(std::declval<const cobatch::expected<T, E>&>() == std::declval<const cobatch::expected<T, E>&>());
+template <class T, class E>
+constexpr bool value_or_is_noexcept = noexcept(std::declval<const cobatch::expected<T, E>&>().value_or(1));
+template <class T, class E>
+constexpr bool moved_value_or_is_noexcept = noexcept(std::declval<cobatch::expected<T, E>>().value_or(1));
+template <class T, class E>
+constexpr bool error_or_is_noexcept = noexcept(std::declval<const cobatch::expected<T, E>&>().error_or(1)) &&
+                                      noexcept(std::declval<cobatch::expected<T, E>>().error_or(1));
+
+#if !COBATCH_USE_STD_EXPECTED
+static_assert(equal_is_noexcept<loud<true>, loud<true>>);
+static_assert(!equal_is_noexcept<loud<false>, loud<true>> && !equal_is_noexcept<loud<true>, loud<false>>);
+static_assert(equal_is_noexcept<void, loud<true>> && !equal_is_noexcept<void, loud<false>>);
+static_assert(noexcept(std::declval<const cobatch::expected<int, int>&>() == 1));
+static_assert(!noexcept(std::declval<const cobatch::expected<loud<false>, int>&>() == loud<false>()));
+static_assert(noexcept(std::declval<const cobatch::expected<int, int>&>() == cobatch::unexpected(1)));
+static_assert(noexcept(cobatch::unexpected(1) == cobatch::unexpected(1)));
+static_assert(value_or_is_noexcept<loud<true>, int> && !value_or_is_noexcept<loud<false>, int>);
+static_assert(moved_value_or_is_noexcept<loud<true>, int> && !moved_value_or_is_noexcept<loud<false>, int>);
+static_assert(error_or_is_noexcept<int, loud<true>> && !error_or_is_noexcept<int, loud<false>>);
+static_assert(error_or_is_noexcept<void, loud<true>> && !error_or_is_noexcept<void, loud<false>>);
+
+constexpr cobatch::expected<odd, odd> three(odd{3}), other_three(cobatch::unexpect, odd{3});
+static_assert(three == three && three == odd{3} && !(three == odd{4}) && !(three == other_three));
+static_assert(other_three == cobatch::unexpected(odd{3}) && !(other_three == cobatch::unexpected(odd{4})));
+static_assert(cobatch::unexpected(odd{3}) == cobatch::unexpected(odd{3}));
+static_assert(cobatch::expected<void, odd>() == cobatch::expected<void, odd>());
+static_assert(*three == odd{3} && three->n == 3 && other_three.error() == odd{3}, "checked also in constants");
+#endif
+
+}  // namespace

@@ -215,3 +215,15 @@ TEST_CASE("limit_report: an empty one can be written") {
   CHECK(report.limit() == 0);
   CHECK(report.server_slots() == 0);
 }
+
+TEST_CASE("find_limit: a server that takes no time is served by the smallest limit") {
+  const std::vector<std::chrono::nanoseconds> nothing(100);
+  const cobatch::limit_report found = cobatch::simulate_limits(nothing, 64);
+  CHECK(found.limit() == 1);
+  CHECK(found.server_slots() == 0);
+  std::ostringstream os;
+  found.write_table(os);
+  found.write_chart(os);
+  found.write_csv(os);
+  CHECK(os.str().find("NaN") == std::string::npos);
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <cobatch/log_observer.hpp>
 
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -119,4 +120,40 @@ TEST_CASE("stream_log: one line per event") {
   CHECK(os.str() == "[cobatch] 100.000000000 info batch_started batch=" + std::to_string(batch.batch) +
                         " samples=2 limit=8\n[cobatch] 12.003451000 warning sample_retried batch=" +
                         std::to_string(batch.batch) + " sample=17 attempts=1 failure=timed_out delay=0.100000000s\n");
+}
+
+TEST_CASE("log_observer: rates and bursts near the ends let through what they say") {
+  const auto admitted = [](double per_second, double burst, std::chrono::nanoseconds step) {
+    int told = 0;
+    log_observer log([&](log_level, std::string_view, std::span<const log_field>) { ++told; },
+                     {.least = log_level::debug, .per_second = per_second, .burst = burst});
+    cobatch::attempt_event event;
+    event.at = 100h;
+    for (int i = 0; i < 10'000; ++i, event.at += step) log.attempt_started(event);
+    return told;
+  };
+  CHECK(admitted(20, 50, 0ns) == 50);
+  CHECK(admitted(0, 50, 1s) == 50);
+  CHECK(admitted(-1, 50, 1s) == 50);
+  CHECK(admitted(std::numeric_limits<double>::quiet_NaN(), 50, 1s) == 50);
+  CHECK(admitted(1e-9, 50, 1s) == 50);
+  CHECK(admitted(1e-300, 50, 1s) == 50);
+  CHECK(admitted(1, 1e10, 0ns) == 10'000);
+  CHECK(admitted(0, 1e300, 0ns) == 10'000);
+  CHECK(admitted(1e300, 1, 1ns) == 10'000);
+  CHECK(admitted(std::numeric_limits<double>::infinity(), 1, 1ns) == 10'000);
+  CHECK(admitted(10, 0, 50ms) == 5'000);
+}
+
+TEST_CASE("log_observer: events at the ends of time are no harm") {
+  int told = 0;
+  log_observer log([&](log_level, std::string_view, std::span<const log_field>) { ++told; },
+                   {.least = log_level::debug, .per_second = 1, .burst = 1});
+  cobatch::attempt_event event;
+  for (const auto at : {std::chrono::nanoseconds::min(), 0ns, std::chrono::nanoseconds::max()}) {
+    event.at = at;
+    log.attempt_started(event);
+    log.attempt_started(event);
+  }
+  CHECK(told == 3);
 }

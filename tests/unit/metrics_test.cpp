@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <initializer_list>
 #include <limits>
+#include <map>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -265,11 +268,11 @@ TEST_CASE("metrics: the summary is one screen") {
 
 namespace {
 
-/// As many samples one after another as fit into ten seconds, one each 10 ms, with what they have waited.
-cobatch::metrics_snapshot ten_seconds(teller& batch, const batch_metrics& metrics, std::size_t in_flight,
-                                      std::chrono::nanoseconds ran) {
+/// A thousand samples, one after another, with what they have waited.
+cobatch::metrics_snapshot a_thousand(teller& batch, const batch_metrics& metrics, std::size_t in_flight,
+                                     std::chrono::nanoseconds ran, std::chrono::nanoseconds each = 10ms) {
   for (std::size_t i = 0; i < 1000; ++i) {
-    batch.now += 10ms;
+    batch.now += each;
     batch.sample(i, ran, in_flight);
   }
   batch.end();
@@ -283,7 +286,7 @@ TEST_CASE("bottleneck: someone waits for the rate most of the time") {
   teller batch(metrics, 64);
   batch.waits.waited_for_rate = 9ms;
   batch.waits.waited_for_input = 1ms;
-  CHECK(ten_seconds(batch, metrics, 3, 20ms).slowed_by() == bottleneck::rate);
+  CHECK(a_thousand(batch, metrics, 3, 20ms).slowed_by() == bottleneck::rate);
   CHECK(metrics.advice().find("rate limiter: 90 %") != std::string::npos);
 }
 
@@ -292,14 +295,14 @@ TEST_CASE("bottleneck: someone waits for the input most of the time") {
   teller batch(metrics, 64);
   batch.waits.waited_for_rate = 1ms;
   batch.waits.waited_for_input = 9ms;
-  CHECK(ten_seconds(batch, metrics, 3, 20ms).slowed_by() == bottleneck::input);
+  CHECK(a_thousand(batch, metrics, 3, 20ms).slowed_by() == bottleneck::input);
 }
 
 TEST_CASE("bottleneck: all places are taken, and latency does not grow with them") {
   batch_metrics metrics;
   teller batch(metrics, 4);
   for (std::size_t i = 1; i < 4; ++i) batch.sample(0, 40ms, i);
-  CHECK(ten_seconds(batch, metrics, 4, 40ms).slowed_by() == bottleneck::limit);
+  CHECK(a_thousand(batch, metrics, 4, 40ms).slowed_by() == bottleneck::limit);
   CHECK(metrics.advice().find("100 % of the attempts") != std::string::npos);
 }
 
@@ -307,14 +310,14 @@ TEST_CASE("bottleneck: a shared semaphore's permits are what is waited for") {
   batch_metrics metrics;
   teller batch(metrics);
   batch.waits.waited_for_permits = 9ms;
-  CHECK(ten_seconds(batch, metrics, 4, 40ms).slowed_by() == bottleneck::limit);
+  CHECK(a_thousand(batch, metrics, 4, 40ms).slowed_by() == bottleneck::limit);
 }
 
 TEST_CASE("bottleneck: latency grows in proportion to what is in flight") {
   batch_metrics metrics;
   teller batch(metrics, 64);
   for (std::size_t i = 1; i < 64; ++i) batch.sample(0, 10ms * ((i + 7) / 8), i);
-  CHECK(ten_seconds(batch, metrics, 64, 80ms).slowed_by() == bottleneck::server);
+  CHECK(a_thousand(batch, metrics, 64, 80ms).slowed_by() == bottleneck::server);
   CHECK(metrics.advice().find("what predict calls") != std::string::npos);
 }
 
@@ -323,7 +326,7 @@ TEST_CASE("bottleneck: latency that grows a little, while more gets done, is no 
   teller batch(metrics, 64);
   const auto latency = [](std::size_t in_flight) { return 10ms + in_flight * 100us; };
   for (std::size_t i = 1; i < 64; ++i) batch.sample(0, latency(i), i);
-  CHECK(ten_seconds(batch, metrics, 64, latency(64)).slowed_by() == bottleneck::limit);
+  CHECK(a_thousand(batch, metrics, 64, latency(64), 250us).slowed_by() == bottleneck::limit);
 }
 
 TEST_CASE("bottleneck: results lie ready and nobody takes them") {
@@ -342,5 +345,90 @@ TEST_CASE("bottleneck: results lie ready and nobody takes them") {
 TEST_CASE("bottleneck: a batch that waits for nothing is slowed by nothing") {
   batch_metrics metrics;
   teller batch(metrics, 64);
-  CHECK(ten_seconds(batch, metrics, 2, 20ms).slowed_by() == bottleneck::nothing);
+  CHECK(a_thousand(batch, metrics, 2, 20ms).slowed_by() == bottleneck::nothing);
+}
+
+TEST_CASE("prometheus_writer: several metrics share each HELP and TYPE") {
+  batch_metrics one, two;
+  two.sample_finished({});
+  std::ostringstream os;
+  cobatch::prometheus_writer("app")
+      .add(one.snapshot(), {{"model", "a"}})
+      .add(two.snapshot(), {{"model", "b"}, {"zone", "eu"}})
+      .write(os);
+  const std::string text = os.str();
+  std::map<std::string, int> heads;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('#')) ++heads[line.substr(0, line.find(' ', 7))];
+  }
+  CHECK(heads.size() == 28);
+  for (const auto& [head, count] : heads) {
+    CAPTURE(head);
+    CHECK(count == 1);
+  }
+  CHECK(has_line(text, "app_samples_total{model=\"a\",outcome=\"success\"} 0"));
+  CHECK(has_line(text, "app_samples_total{model=\"b\",zone=\"eu\",outcome=\"success\"} 1"));
+}
+
+TEST_CASE("prometheus_writer: error codes of the user's own are one row, in JSON and the summary too") {
+  batch_metrics metrics;
+  for (const int code : {20, 21, 200, 21}) {
+    cobatch::sample_event own;
+    own.failure = static_cast<cobatch::errc>(code);
+    metrics.sample_finished(own);
+  }
+  const std::string text = prometheus(metrics.snapshot(), "app");
+  CHECK(has_line(text, "app_samples_total{outcome=\"other\"} 4"));
+  CHECK(text.find("outcome=\"other\"") == text.rfind("outcome=\"other\""));
+  std::ostringstream json, summary;
+  metrics.write_json(json);
+  metrics.write_summary(summary);
+  CHECK(json.str().find("\"failed_by\":{\"other\":4}") != std::string::npos);
+  CHECK(summary.str().find("4 other\n") != std::string::npos);
+}
+
+TEST_CASE("prometheus_writer: labels that Prometheus would not take are refused by name") {
+  const auto refused = [](std::initializer_list<cobatch::metric_label> labels) -> std::string {
+    try {
+      cobatch::prometheus_writer().add({}, labels);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  for (const char* const name : {"le", "outcome", "for", "__name__", "__x"}) {
+    CHECK(refused({{name, "a"}}).find(std::string("\"") + name + "\"") != std::string::npos);
+  }
+  CHECK(refused({{"model", "a"}, {"model", "b"}}).find("\"model\" is there twice") != std::string::npos);
+  CHECK(refused({{"mo-del", "a"}, {"mo_del", "b"}}).find("\"mo_del\" is there twice") != std::string::npos);
+  CHECK(refused({{"mo_del", "a"}, {"mo-del", "b"}}).find("\"mo-del\" (as \"mo_del\") is there twice") !=
+        std::string::npos);
+  CHECK(refused({{"-_x", "a"}}).find("\"-_x\" (as \"__x\") is reserved") != std::string::npos);
+  CHECK(refused({{"model", "a"}, {"Model", "b"}, {"lE", "c"}}).empty());
+}
+
+TEST_CASE("prometheus_writer: two metrics with the same labels are refused") {
+  cobatch::prometheus_writer writer;
+  writer.add({}, {{"model", "a"}});
+  CHECK_THROWS_AS(writer.add({}, {{"model", "a"}}), std::invalid_argument);
+  writer.add({});
+  CHECK_THROWS_AS(writer.add({}), std::invalid_argument);
+}
+
+TEST_CASE("prometheus_writer: what is no UTF-8 is escaped, what is UTF-8 is not") {
+  const auto written = [](std::string_view value) {
+    std::ostringstream os;
+    cobatch::prometheus_writer("app").add({}, {{"m", value}}).write(os);
+    const std::string line = os.str().substr(os.str().find("app_in_flight{m=\"") + 17);
+    return line.substr(0, line.find("\"} 0"));
+  };
+  CHECK(written("\xff\xfe") == R"(\\xff\\xfe)");
+  CHECK(written("a\x80z") == R"(a\\x80z)");
+  CHECK(written("\xc3\xa4 \xe2\x82\xac \xf0\x9f\x99\x82") == "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x99\x82");
+  CHECK(written("\xc0\xaf") == R"(\\xc0\\xaf)");           // longer than it need be
+  CHECK(written("\xed\xa0\x80") == R"(\\xed\\xa0\\x80)");  // half of a pair
+  CHECK(written("\xf4\x90\x80\x80") == R"(\\xf4\\x90\\x80\\x80)");
+  CHECK(written("cut \xe2\x82") == R"(cut \\xe2\\x82)");
+  CHECK(written("\"\\\n") == R"(\"\\\n)");
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <regex>
 #include <sstream>
 #include <string>
 
@@ -175,4 +176,79 @@ TEST_CASE("progress_bar: more samples than expected do no harm") {
   batch.end();
   CHECK(os.str().find("5/2 [") != std::string::npos);
   CHECK(os.str().find("100 %") != std::string::npos);
+}
+
+TEST_CASE("progress_bar: what is too long for the width is cut, colours and all") {
+  for (const std::size_t width : {1u, 2u, 10u, 20u, 30u}) {
+    for (const bool colour : {false, true}) {
+      std::ostringstream os;
+      progress_options options = with(progress_style::draws);
+      options.width = width;
+      options.colour = colour;
+      progress_bar bar(1000, os, options);
+      teller batch(bar);
+      run(batch, 10, 10ms, errc::exception);
+      for (int i = 0; i < 3; ++i) bar.draw();
+      batch.end();
+      const std::regex colours("\x1b\\[[0-9]*m");
+      std::istringstream drawings(std::regex_replace(os.str(), colours, ""));
+      for (std::string drawing; std::getline(drawings, drawing, '\r');) {
+        CAPTURE(width, drawing);
+        while (!drawing.empty() && drawing.back() == '\n') drawing.pop_back();
+        CHECK(drawing.size() <= width - 1);
+      }
+      CHECK(count(os.str(), '\n') == 1);
+      // What sets a colour is there as often as what ends it.
+      CHECK((count(os.str(), '[') == 0 || os.str().rfind("\x1b[0m") > os.str().rfind("\x1b[31m")));
+    }
+  }
+}
+
+TEST_CASE("progress_bar: without a width it looks at COLUMNS each time it draws") {
+  std::ostringstream os;
+  progress_options options = with(progress_style::draws);
+  options.width = 0;
+  progress_bar bar(1000, os, options);
+  teller batch(bar);
+  const auto drawn = [&](const char* columns) {
+    ::setenv("COLUMNS", columns, 1);
+    os.str("");
+    bar.draw();
+    ::unsetenv("COLUMNS");
+    std::string text = os.str().substr(1);
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text.size();
+  };
+  CHECK(drawn("60") == 59);
+  CHECK(drawn("12") <= 11);
+  CHECK(drawn("70") == 69);
+  CHECK(drawn("no number") == 79);
+  CHECK(drawn("0") == 79);
+  CHECK(drawn("") == 79);
+}
+
+TEST_CASE("progress_bar: no_timeout between drawings or lines leaves the one at the end") {
+  for (const progress_style style : {progress_style::draws, progress_style::lines}) {
+    std::ostringstream os;
+    progress_options options = with(style);
+    options.redraw = options.next_line = std::chrono::nanoseconds::max();
+    progress_bar bar(1000, os, options);
+    teller batch(bar);
+    run(batch, 1000, 1h);
+    batch.end();
+    CHECK(count(os.str(), '\n') == 1);
+    CHECK(count(os.str(), '\r') == (style == progress_style::draws ? 1 : 0));
+  }
+}
+
+TEST_CASE("progress_bar: a clock at the ends of its range, or one that goes back, does no harm") {
+  std::ostringstream os;
+  progress_bar bar(10, os, with(progress_style::draws));
+  teller batch(bar);
+  for (const auto at : {std::chrono::nanoseconds::max(), std::chrono::nanoseconds::min(), 0ns}) {
+    test_time = at;
+    batch.finish(0);
+    bar.draw();
+  }
+  CHECK(os.str().find("nan") == std::string::npos);
 }

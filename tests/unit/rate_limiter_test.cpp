@@ -820,3 +820,17 @@ TEST_CASE("rate limiter: whoever stops whenever, each start is in turn and at th
   CHECK(grants > 10'000);
   CHECK(stops > 3'000);
 }
+
+TEST_CASE("rate_limiter: rates near the ends let what costs nothing start, and the first one") {
+  for (const double per_second : {5e-324, 1e-300, 1e-9, 1e300, std::numeric_limits<double>::max()}) {
+    CAPTURE(per_second);
+    cobatch::simulation sim;
+    cobatch::rate_limiter limiter(per_second);
+    for (int i = 0; i < 3; ++i) CHECK(limiter.try_acquire(sim, 0));
+    CHECK(limiter.try_acquire(sim));
+    CHECK(limiter.try_acquire(sim) == (per_second > 1));
+    limiter.set_rate(1);
+    limiter.set_rate(per_second);
+    CHECK(limiter.waiting() == 0);
+  }
+}

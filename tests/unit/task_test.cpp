@@ -347,3 +347,52 @@ TEST_CASE("task: a completion on another thread that races with the start loses 
   other.join();
   CHECK(completions == rounds);
 }
+
+TEST_CASE("task: whatever the depth at which tasks suspend, they go on in order") {
+  // Each of the tasks in a chain parks before it awaits the next, and after.
+  struct chain {
+    static task<> link(std::vector<parking_place>& places, std::vector<int>& order, int level) {
+      if (level % 7 == 3) co_await places[static_cast<std::size_t>(level)];
+      order.push_back(level);
+      if (static_cast<std::size_t>(level) + 1 != places.size()) co_await link(places, order, level + 1);
+      if (level % 5 == 1) co_await places[static_cast<std::size_t>(level)];
+      order.push_back(-level);
+    }
+  };
+  for (const int levels : {1, 5, 63, 64, 65, 66, 130, 1000}) {
+    CAPTURE(levels);
+    std::vector<parking_place> places(static_cast<std::size_t>(levels));
+    std::vector<int> order, expected;
+    auto outer = [&]() -> started { co_await chain::link(places, order, 0); };
+    const started run = outer();
+    for (int level = 0; level != levels; ++level) {
+      if (level % 7 == 3) std::exchange(places[static_cast<std::size_t>(level)].parked, nullptr).resume();
+      expected.push_back(level);
+    }
+    for (int level = levels; level-- != 0;) {
+      if (level % 5 == 1) std::exchange(places[static_cast<std::size_t>(level)].parked, nullptr).resume();
+      expected.push_back(-level);
+    }
+    CHECK(run.done());
+    CHECK(order == expected);
+  }
+}
+
+TEST_CASE("task: a chain of tasks and strangers in turn is started and ended in order") {
+  struct chain {
+    static task<int> link(int levels) {
+      if (levels == 0) co_return 0;
+      int below = -1;
+      // A coroutine that is no task stands between this one and the next, and must find it ended.
+      const auto stranger = [&]() -> started { below = co_await down(levels - 1, 70); };
+      const started run = stranger();
+      if (!run.done()) co_return -1'000'000;
+      co_return below + 1;
+    }
+    static task<int> down(int levels, int depth) {
+      if (depth == 0) co_return co_await link(levels);
+      co_return co_await down(levels, depth - 1);
+    }
+  };
+  CHECK(result_of(chain::link(30)) == 30);
+}

@@ -122,3 +122,25 @@ TEST_CASE("trace: names are escaped") {
   teller batch(trace);
   CHECK(chrome(trace).find(R"("name":"a \"b\"\\\u000a\u0001: batch)") != std::string::npos);
 }
+
+TEST_CASE("trace: times at the ends of the range are written as they are") {
+  trace_recorder trace;
+  constexpr auto first = std::chrono::nanoseconds::min(), last = std::chrono::nanoseconds::max();
+  for (const auto at : {first, 0ns, last}) {
+    for (const auto ran : {0ns, last}) {
+      cobatch::batch_info begun;
+      begun.at = at;
+      trace.batch_started(begun);
+      cobatch::attempt_event ended;
+      ended.at = at;
+      ended.ran = ended.waited_for_input = ended.waited_for_permits = ended.waited_for_rate = ran;
+      trace.attempt_ended(ended);
+      cobatch::batch_summary over;
+      over.at = last;
+      trace.batch_ended(over);
+    }
+  }
+  const std::string text = chrome(trace);
+  CHECK(text.find("\"ts\":-") == std::string::npos);
+  CHECK(text.find("\"dur\":-") == std::string::npos);
+}

@@ -40,9 +40,11 @@ class bell {
     void await_suspend(std::coroutine_handle<>) const noexcept { object->rung(); }
     void await_resume() const noexcept {}
   };
+  COBATCH_COROUTINES_BEGIN
   static coroutine body(Object& object) {
     for (;;) co_await ring{&object};
   }
+  COBATCH_COROUTINES_END
 
   std::coroutine_handle<> frame_;
 };

@@ -16,13 +16,6 @@
 #error "cobatch needs C++20 with coroutines: compile with -std=c++20 or newer (GCC 12+, Clang 16+)"
 #endif
 
-#if __has_include(<version>)
-#include <version>
-#endif
-#if defined(_LIBCPP_VERSION) && !defined(__cpp_lib_jthread)
-#error "cobatch needs std::stop_token: with libc++ before version 20 compile and link with -fexperimental-library"
-#endif
-
 #if COBATCH_EXCEPTIONS
 #include <exception>
 #endif
@@ -33,6 +26,16 @@
 #define COBATCH_WARNS_OF_TEMPORARY_PREDICT 1
 #else
 #define COBATCH_WARNS_OF_TEMPORARY_PREDICT 0
+#endif
+
+// GCC warns of a zero as a null pointer in code of its own, at the end of each coroutine: around those of the library.
+#if defined(__GNUC__) && !defined(__clang__)
+#define COBATCH_COROUTINES_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wzero-as-null-pointer-constant\"")
+#define COBATCH_COROUTINES_END _Pragma("GCC diagnostic pop")
+#else
+#define COBATCH_COROUTINES_BEGIN
+#define COBATCH_COROUTINES_END
 #endif
 
 namespace cobatch::detail {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
 
@@ -140,6 +141,7 @@ class driver<Result>::promise_type : public pooled_frame {
   start_mark* mark_ = nullptr;
 };
 
+COBATCH_COROUTINES_BEGIN
 /// A driver that awaits `awaitable` and leaves the value in `result`, which must be the one start() gets.
 template <class Awaitable>
 driver<driven_result<Awaitable>> drive(Awaitable&& awaitable, outcome<driven_result<Awaitable>>& result) {
@@ -150,5 +152,6 @@ driver<driven_result<Awaitable>> drive(Awaitable&& awaitable, outcome<driven_res
     result.set_value(co_await static_cast<Awaitable&&>(awaitable));
   }
 }
+COBATCH_COROUTINES_END
 
 }  // namespace cobatch::detail

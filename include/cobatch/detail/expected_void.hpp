@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/assert.hpp>
 #include <cobatch/detail/expected_content.hpp>
 #include <cobatch/detail/expected_monadic.hpp>
 #include <cobatch/detail/invoke.hpp>
@@ -179,7 +180,9 @@ public:
   [[nodiscard]] constexpr explicit operator bool() const noexcept { return has_value_; }
 
   /// Nothing; for code that is generic in T.
-  constexpr void operator*() const noexcept {}
+  COBATCH_ASSERTS constexpr void operator*() const noexcept {
+    COBATCH_ASSERT(has_value_ && "* of an expected that holds an error");
+  }
 
   /// Returns if it is a success.
   ///
@@ -195,22 +198,36 @@ public:
     if (!has_value_) detail::throw_bad_expected_access<E>(std::move(error_));
   }
 
-  /// The error, unchecked.
-  constexpr const E& error() const& noexcept { return error_; }
-  constexpr E& error() & noexcept { return error_; }
-  constexpr const E&& error() const&& noexcept { return std::move(error_); }
-  constexpr E&& error() && noexcept { return std::move(error_); }
+  /// The error, which must be there: COBATCH_ASSERT sees to it.
+  COBATCH_ASSERTS constexpr const E& error() const& noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return error_;
+  }
+  COBATCH_ASSERTS constexpr E& error() & noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return error_;
+  }
+  COBATCH_ASSERTS constexpr const E&& error() const&& noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return std::move(error_);
+  }
+  COBATCH_ASSERTS constexpr E&& error() && noexcept {
+    COBATCH_ASSERT(!has_value_ && "error() of an expected that holds a value");
+    return std::move(error_);
+  }
 
   /// The error, or the fallback converted to E.
   template <class G = E>
-  [[nodiscard]] constexpr E error_or(G&& fallback) const& {
+  [[nodiscard]] constexpr E error_or(G&& fallback) const& noexcept(std::is_nothrow_copy_constructible_v<E> &&
+                                                                    std::is_nothrow_constructible_v<E, G>) {
     static_assert(std::is_copy_constructible_v<E> && std::is_convertible_v<G, E>,
                   "expected::error_or copies the error and converts the fallback to E");
     if (!has_value_) return error_;
     return static_cast<E>(std::forward<G>(fallback));
   }
   template <class G = E>
-  [[nodiscard]] constexpr E error_or(G&& fallback) && {
+  [[nodiscard]] constexpr E error_or(G&& fallback) && noexcept(std::is_nothrow_move_constructible_v<E> &&
+                                                                    std::is_nothrow_constructible_v<E, G>) {
     static_assert(std::is_move_constructible_v<E> && std::is_convertible_v<G, E>,
                   "expected::error_or moves the error and converts the fallback to E");
     if (!has_value_) return std::move(error_);
@@ -300,14 +317,18 @@ public:
   /// Equal if both are a success or both hold equal errors.
   template <class T2, class E2>
     requires(std::is_void_v<T2>)
-  friend constexpr bool operator==(const expected& x, const expected<T2, E2>& y) {
+  friend constexpr bool operator==(const expected& x, const expected<T2, E2>& y) noexcept(
+      detail::nothrow_equal<E, E2>) {
     if (x.has_value() != y.has_value()) return false;
-    return x.has_value() || static_cast<bool>(x.error() == y.error());
+    if (x.has_value()) return true;
+    return x.error() == y.error();
   }
   /// Equal if there is an error and it equals e's.
   template <class E2>
-  friend constexpr bool operator==(const expected& x, const unexpected<E2>& e) {
-    return !x.has_value() && static_cast<bool>(x.error() == e.error());
+  friend constexpr bool operator==(const expected& x, const unexpected<E2>& e) noexcept(
+      detail::nothrow_equal<E, E2>) {
+    if (x.has_value()) return false;
+    return x.error() == e.error();
   }
 
 private:

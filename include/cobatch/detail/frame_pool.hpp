@@ -4,7 +4,7 @@
 #include <new>
 
 /// COBATCH_RECYCLE_FRAMES: 0 takes every coroutine frame from the heap. The default under AddressSanitizer, which could
-/// not see a use after free in recycled memory.
+/// not see a use after free in recycled memory. Units of one program may differ.
 #if !defined(COBATCH_RECYCLE_FRAMES)
 #if defined(__SANITIZE_ADDRESS__)
 #define COBATCH_RECYCLE_FRAMES 0
@@ -39,7 +39,8 @@ class frame_pool {
       return ::operator new((index + 1) * class_bytes);
     }
 #endif
-    return ::operator new(size);
+    // As large as its class all the same: another unit of the program may recycle it.
+    return ::operator new(size <= class_count * class_bytes ? (class_of(size) + 1) * class_bytes : size);
   }
 
   [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {

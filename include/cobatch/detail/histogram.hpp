@@ -7,8 +7,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 
 namespace cobatch::detail {
+
+/// A count as a std::size_t, whether that is its type already or not.
+template <class Integer>
+constexpr std::size_t as_size(Integer count) noexcept {
+  if constexpr (std::is_same_v<Integer, std::size_t>) {
+    return count;
+  } else {
+    return static_cast<std::size_t>(count);
+  }
+}
 
 /// Counts of durations in buckets that are about 1.5 % wide: any quantile is within 1 % of a true one, whatever the
 /// range.
@@ -50,7 +61,8 @@ class histogram {
   /// none.
   std::int64_t quantile(double q) const noexcept {
     if (count_ == 0) return 0;
-    const auto rank = static_cast<std::uint64_t>(std::ceil(std::clamp(q, 0.0, 1.0) * static_cast<double>(count_)));
+    const double share = q > 0 ? std::min(q, 1.0) : 0;  // not std::clamp(): q may be no number
+    const auto rank = static_cast<std::uint64_t>(std::ceil(share * static_cast<double>(count_)));
     std::uint64_t below = 0;
     for (std::size_t i = 0; i < bucket_count; ++i) {
       below += (*counts_)[i];
@@ -83,9 +95,9 @@ class histogram {
 
   // Bucket i < 64 holds the value i; above, octave k (from 1) holds the values whose top bit is fraction_bits + k - 1.
   static constexpr std::size_t bucket_of(std::uint64_t value) noexcept {
-    if (value < per_octave) return static_cast<std::size_t>(value);
+    if (value < per_octave) return as_size(value);
     const int shift = static_cast<int>(std::bit_width(value)) - 1 - fraction_bits;
-    return static_cast<std::size_t>(shift) * per_octave + static_cast<std::size_t>(value >> shift);
+    return as_size(shift) * per_octave + as_size(value >> shift);
   }
 
  private:

@@ -11,6 +11,7 @@ struct limit_settings {
   double initial = 20;
   double min = 1;
   double max = 1000;
+  std::size_t most = 1000;  // max as it was given: a double may round it up
   double tolerance = 1.2;
   double smoothing = 0.3;
   double backoff = 0.5;
@@ -27,7 +28,8 @@ class limit_control {
 
   /// The cap to hold now; while it probes, below what it has found.
   std::size_t cap() const noexcept {
-    return static_cast<std::size_t>(state_ == state::steady ? limit_ : std::min(limit_, probe_cap_));
+    const double now = state_ == state::steady ? limit_ : std::min(limit_, probe_cap_);
+    return now >= set_.max ? set_.most : static_cast<std::size_t>(now);
   }
 
   /// A call came to its end after `latency`; it was one of `in_flight` when it started, and is one of
@@ -97,7 +99,7 @@ class limit_control {
   void learn(double still_in_flight) noexcept {
     const double latency = window_.latency();
     const double in_flight = window_.in_flight();
-    if (unqueued_ == 0) unqueued_ = latency;
+    if (!(unqueued_ > 0)) unqueued_ = latency;
     // Alone, or as few as may be: there is no lower load to compare with.
     if (in_flight < std::max(1.5, set_.min * 4 / 3)) unqueued_ += 0.3 * (latency - unqueued_);
 
@@ -121,11 +123,11 @@ class limit_control {
       return;
     }
     // How it was before a probe: the last few windows.
-    const double weight = before_.count == 0 ? 1 : 0.3;
+    const double weight = before_.count > 0 ? 0.3 : 1;
     before_.count = 1;
     before_.latencies += weight * (latency - before_.latencies);
     before_.in_flights += weight * (in_flight - before_.in_flights);
-    if (limit_at_probe_ == 0) limit_at_probe_ = limit_;
+    if (!(limit_at_probe_ > 0)) limit_at_probe_ = limit_;
     const bool due = round_trips_ >= interval_ || limit_ < limit_at_probe_ / 2;
     const bool in_use = window_.most_in_flight >= 0.75 * limit_ && still_in_flight <= 1.25 * limit_ + 1;
     if (due && in_use && probe_cap() <= 0.75 * limit_) {

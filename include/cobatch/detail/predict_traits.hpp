@@ -1,9 +1,9 @@
 #pragma once
 
-#include <stop_token>
 #include <type_traits>
 
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/stop_token.hpp>
 
 namespace cobatch::detail {
 

@@ -1,52 +1,55 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/text.hpp>
 
 namespace cobatch::detail {
 
-/// Writes metrics in Prometheus' text format, version 0.0.4, with a prefix and labels that all of them have.
-class prometheus_text {
+/// Labels as Prometheus' text format has them between its braces: `model="mlp",zone="eu"`.
+///
+/// What is not allowed in a name becomes an underscore; bytes of a value that are no UTF-8 become `\xff` and the like.
+class prometheus_labels {
  public:
-  /// What is not allowed in a name becomes an underscore.
-  explicit prometheus_text(std::string_view prefix) : prefix_(prefix.empty() ? "" : name(prefix, true) + '_') {}
+  /// Errors: std::invalid_argument, with the label's name, for one that Prometheus or the library's own labels reserve,
+  /// and for one that is there already.
+  void add(std::string_view label_name, std::string_view value) {
+    std::string made = name(label_name, false);
+    constexpr std::array<std::string_view, 3> own{"le", "outcome", "for"};
+    if (std::find(own.begin(), own.end(), made) != own.end()) refuse(label_name, made, "is one of cobatch's own");
+    if (made.starts_with("__")) refuse(label_name, made, "is reserved: it begins with two underscores");
+    if (std::find(names_.begin(), names_.end(), made) != names_.end()) refuse(label_name, made, "is there twice");
+    if (!text_.empty()) text_ += ',';
+    text_ += one(made, value);
+    names_.push_back(std::move(made));
+  }
 
-  void add_common_label(std::string_view label_name, std::string_view value) { add(common_, label(label_name, value)); }
-
-  static std::string label(std::string_view label_name, std::string_view value) {
-    std::string made = name(label_name, false) + "=\"";
-    for (const char c : value) {
-      if (c == '\n') {
+  /// One label of the library's own.
+  static std::string one(std::string_view label_name, std::string_view value) {
+    std::string made = std::string(label_name) + "=\"";
+    while (!value.empty()) {
+      const std::size_t length = utf8_length(value);
+      if (length == 0) {
+        constexpr std::string_view digits = "0123456789abcdef";
+        const auto byte = static_cast<unsigned char>(value.front());
+        made += "\\\\x";
+        made += digits[byte >> 4];
+        made += digits[byte & 15];
+      } else if (value.front() == '\n') {
         made += "\\n";
       } else {
-        if (c == '"' || c == '\\') made += '\\';
-        made += c;
+        if (value.front() == '"' || value.front() == '\\') made += '\\';
+        made += value.substr(0, length);
       }
+      value.remove_prefix(std::max<std::size_t>(length, 1));
     }
     return made + '"';
-  }
-
-  void family(std::string_view what, std::string_view type, std::string_view help) {
-    out_.add("# HELP ", prefix_, what, " ", help, "\n# TYPE ", prefix_, what, " ", type, "\n");
-  }
-
-  template <class Number>
-  void value(std::string_view what, Number number, const std::string& own_label = {}) {
-    out_.add(prefix_, what);
-    std::string labels = common_;
-    if (!own_label.empty()) add(labels, own_label);
-    if (!labels.empty()) out_.add("{", labels, "}");
-    out_.add(" ", number, "\n");
-  }
-
-  const std::string& str() const noexcept { return out_.str(); }
-
- private:
-  static void add(std::string& to, const std::string& one) {
-    if (!to.empty()) to += ',';
-    to += one;
   }
 
   static std::string name(std::string_view from, bool colons) {
@@ -60,7 +63,46 @@ class prometheus_text {
     return made.empty() ? std::string("_") : made;
   }
 
-  std::string prefix_, common_;
+  const std::string& str() const noexcept { return text_; }
+
+ private:
+  [[noreturn]] static void refuse(std::string_view label_name, const std::string& made, std::string_view why) {
+    text message;
+    message.add("cobatch: the metric label \"", label_name, "\" ");
+    if (made != label_name) message.add("(as \"", made, "\") ");
+    throw_or_fail<std::invalid_argument>(message.add(why).str().c_str());
+  }
+
+  std::vector<std::string> names_;
+  std::string text_;
+};
+
+/// Writes metrics in Prometheus' text format, version 0.0.4, with a prefix.
+class prometheus_text {
+ public:
+  /// What is not allowed in a name becomes an underscore.
+  explicit prometheus_text(std::string_view prefix)
+      : prefix_(prefix.empty() ? "" : prometheus_labels::name(prefix, true) + '_') {}
+
+  void family(std::string_view what, std::string_view type, std::string_view help) {
+    out_.add("# HELP ", prefix_, what, " ", help, "\n# TYPE ", prefix_, what, " ", type, "\n");
+  }
+
+  /// With labels of the user's, and one of the library's own: either may be empty.
+  template <class Number>
+  void value(std::string_view what, const prometheus_labels& labels, Number number, const std::string& own_label = {}) {
+    out_.add(prefix_, what);
+    const std::string& given = labels.str();
+    if (!given.empty() || !own_label.empty()) {
+      out_.add("{", given, given.empty() || own_label.empty() ? "" : ",", own_label, "}");
+    }
+    out_.add(" ", number, "\n");
+  }
+
+  const std::string& str() const noexcept { return out_.str(); }
+
+ private:
+  std::string prefix_;
   text out_;
 };
 

@@ -6,12 +6,12 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <stop_token>
 #include <utility>
 
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/token_bucket.hpp>
 #include <cobatch/detail/waiter.hpp>
 
@@ -114,9 +114,11 @@ class rate_queue {
     void await_suspend(std::coroutine_handle<>) const noexcept { queue->timer_ended(); }
     void await_resume() const noexcept {}
   };
+  COBATCH_COROUTINES_BEGIN
   static alarm ring(rate_queue& queue) {
     for (;;) co_await timer_end{&queue};
   }
+  COBATCH_COROUTINES_END
 
   /// Whose timer is to run next, and for how long.
   struct turn {

@@ -12,6 +12,24 @@
 
 namespace cobatch::detail {
 
+/// How many bytes the character has that `rest`, which is not empty, begins with; 0: it is no UTF-8.
+inline std::size_t utf8_length(std::string_view rest) noexcept {
+  const auto byte = [&](std::size_t at) { return at < rest.size() ? static_cast<unsigned char>(rest[at]) : 0u; };
+  const auto continues = [&](std::size_t at) { return (byte(at) & 0xc0u) == 0x80u; };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return 1;
+  if (first >= 0xc2 && first <= 0xdf) return continues(1) ? 2 : 0;
+  if (first >= 0xe0 && first <= 0xef) {
+    if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;  // too long; a surrogate
+    return continues(1) && continues(2) ? 3 : 0;
+  }
+  if (first >= 0xf0 && first <= 0xf4) {
+    if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;  // too long; beyond Unicode
+    return continues(1) && continues(2) && continues(3) ? 4 : 0;
+  }
+  return 0;
+}
+
 /// Text that is the same in every locale, for reports and for other programs.
 ///
 /// Appends to a string that is written to a stream in one piece.
@@ -52,18 +70,23 @@ class text {
     return add(count < 0 ? "-" : "", size / 1'000'000'000, ".", fraction);
   }
 
-  /// `value` between quotation marks, as JSON wants it; bytes that are no ASCII pass through.
+  /// `value` between quotation marks, as JSON wants it; bytes that are no UTF-8 become the replacement character.
   text& json(std::string_view value) {
     add("\"");
-    for (const char each : value) {
-      const auto byte = static_cast<unsigned char>(each);
-      if (each == '"' || each == '\\') {
-        add("\\", std::string_view(&each, 1));
+    while (!value.empty()) {
+      const std::size_t length = utf8_length(value);
+      const std::string_view each = value.substr(0, length);
+      const auto byte = static_cast<unsigned char>(value.front());
+      value.remove_prefix(length == 0 ? 1 : length);
+      if (length == 0) {
+        add("\\ufffd");
+      } else if (byte == '"' || byte == '\\') {
+        add("\\", each);
       } else if (byte < 0x20 || byte == 0x7f) {
         constexpr std::string_view digits = "0123456789abcdef";
         add("\\u00", digits.substr(byte >> 4, 1), digits.substr(byte & 15, 1));
       } else {
-        all_ += each;
+        add(each);
       }
     }
     return add("\"");

@@ -69,6 +69,7 @@ class token_bucket {
   /// came in meanwhile, in a millisecond at the most, is for those who waited with it, and for who asks within a
   /// millisecond.
   void take(double cost, std::int64_t now, bool waited) noexcept {
+    now = std::clamp(now, -fine_time::farthest, fine_time::farthest);
     if (waited) {
       late_ = std::clamp<std::int64_t>(now - due(cost) + 1, 1, forgiven);  // 1: due() rounds
     } else if (now - last_ > forgiven) {
@@ -91,7 +92,10 @@ class token_bucket {
   static constexpr std::int64_t never = -fine_time::farthest;
   static constexpr std::int64_t forgiven = 1'000'000;
 
-  static double nanoseconds_per_token(double per_second) noexcept { return 1e9 / per_second; }
+  // Finite, so that nothing times it is no number.
+  static double nanoseconds_per_token(double per_second) noexcept {
+    return std::min(1e9 / per_second, static_cast<double>(fine_time::farthest));
+  }
 
   double interval_;
   double burst_;

@@ -15,6 +15,13 @@ class unexpected;
 
 namespace detail {
 
+// Of the comparison and of what comes of it: implicitly a bool, as an explicit conversion may be deleted (LWG 4366).
+template <class T, class U>
+concept nothrow_equal = requires(const T& x, const U& y) {
+  { x == y } noexcept;
+  requires std::is_nothrow_convertible_v<decltype(x == y), bool>;
+};
+
 template <class T>
 inline constexpr bool is_unexpected_v = false;
 template <class E>
@@ -90,8 +97,9 @@ public:
 
   /// Whether the errors are equal.
   template <class E2>
-  friend constexpr bool operator==(const unexpected& x, const unexpected<E2>& y) {
-    return static_cast<bool>(x.error_ == y.error());
+  friend constexpr bool operator==(const unexpected& x, const unexpected<E2>& y) noexcept(
+      detail::nothrow_equal<E, E2>) {
+    return x.error_ == y.error();
   }
 
 private:
