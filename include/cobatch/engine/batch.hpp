@@ -429,7 +429,12 @@ template <class Types>
 index_range batch_engine<Types>::claim_indices(std::size_t most) {
   index_range got;
   if constexpr (source::indexed) {
-    if (this->take_rest([&](portion& rest) { got = std::exchange(rest, portion{}); })) return got;
+    if (this->take_rest([&](portion& rest) {
+          got = {rest.begin, rest.begin + std::min(most, rest.size())};
+          rest.begin = got.end;
+        })) {
+      return got;
+    }
     got = source_.claim_range(most, this->most_workers());
     if (!got.empty()) sink_.make_room(got);
   }
@@ -884,7 +889,8 @@ template <class Types>
 void batch_engine<Types>::before_attempt(lane& self) {
   ++self.sample.attempts;
   if (needs_.counts_starts && self.sample.attempts == 1) samples_started_.fetch_add(1, std::memory_order_relaxed);
-  if (self.stop_used && needs_.tokens && !self.is_twin) self.renew_stop(attempts_stop());
+  // A twin's is a fresh one, and may be stopped from the moment at which it has become one.
+  if (needs_.tokens && !self.is_twin && self.stop_used) self.renew_stop(attempts_stop());
   self.timed_out = false;
   if (!needs_.latencies) return;
   // A predict that follows the last one at once starts when that one has ended: the clock is not free.

@@ -70,7 +70,10 @@ class attempt_watch {
   std::size_t due_weight(Crew& crew, time now, double started_samples) {
     const std::lock_guard lock(mutex_);
     const found oldest = oldest_due(crew, now, started_samples);
-    return oldest.which ? oldest.which->weight : 0;
+    if (!oldest.which || !look_at(*oldest.which, oldest.since)) return 0;
+    const std::size_t weight = oldest.which->weight;
+    put_back(*oldest.which, oldest.since);
+    return weight;
   }
   /// Lets `twin`, a lane that has all it needs for a sample of its weight, make a second attempt of the one that has
   /// been in flight longest, if that is due and weighs as much.
