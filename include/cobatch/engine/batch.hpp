@@ -603,7 +603,10 @@ void batch_engine<Types>::give_up([[maybe_unused]] loop& here, [[maybe_unused]] 
 /// One sample in a lane, or more where they do not suspend.
 template <class Types>
 auto batch_engine<Types>::drive(loop& here, lane& self, worker* driver) -> step {
-  if (needs_.plain && !self.in_way && !needs_turn(self)) [[likely]] return drive_plainly(here, self, driver);
+  // Its permit may have been handed over since the attempt began.
+  if (needs_.plain && !self.in_way && (self.at == stage::attempt || !needs_turn(self))) [[likely]] {
+    return drive_plainly(here, self, driver);
+  }
   self.loop = &here;
   self.worker = driver;
   here.mark.reopen(&self);
