@@ -17,6 +17,7 @@ class brief_mutex {
     }
     mutex_.lock();
   }
+  bool try_lock() { return mutex_.try_lock(); }
   void unlock() { mutex_.unlock(); }
 
  private:

@@ -85,11 +85,14 @@ class counted_results {
     return true;
   }
 
-  /// Room for the samples [begin, end), from any thread: their pages are there before the lock is taken.
+  /// Room for the samples [begin, end), from any thread. Who has to wait for another one sees to its pages meanwhile.
   void make_room(std::size_t begin, std::size_t end) {
     if (made_.load(std::memory_order_acquire) >= end) return;
-    provide_pages(begin, end);
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) {
+      provide_pages(begin, end);
+      lock.lock();
+    }
     grow(end);
   }
 

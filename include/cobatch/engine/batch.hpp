@@ -636,7 +636,16 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
   self.waited = false;
   self.mark = &here.mark;
   do {
-    if (const step found = next_sample(here, self, driver); found != step::finished) return found;
+    if constexpr (source::indexed) {
+      if (driver && !driver->portion.empty()) [[likely]] {
+        self.sample.index = driver->portion.begin++;
+        self.sample.slot = self.target = sink_.made_slot(self.sample.index);
+      } else if (const step found = next_sample(here, self, driver); found != step::finished) {
+        return found;
+      }
+    } else {
+      if (const step found = next_sample(here, self, driver); found != step::finished) return found;
+    }
     self.sample.attempts = 1;
     here.mark.reopen(&self);
     self.at = stage::attempt;

@@ -63,7 +63,7 @@ class loop_pace {
   static constexpr time never = time::max();
   static constexpr time wanted = std::chrono::microseconds(20);
   static constexpr std::uint32_t most = 64;
-  static constexpr std::size_t largest_claim = 4096;
+  static constexpr std::size_t largest_claim = 1024;
 
   std::uint32_t left_ = 1, interval_ = 1;
   time began_ = never, last_{}, cost_ = never;

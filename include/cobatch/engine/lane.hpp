@@ -74,7 +74,6 @@ struct sample_state {
   result* slot = nullptr;     // where its outcome goes
   item_type* item = nullptr;  // what was read, where it does not lie in the caller's range
   std::uint32_t attempts = 0;
-  std::chrono::nanoseconds began{};
 };
 
 template <class Types>
