@@ -102,6 +102,14 @@ class batch_engine : public batch_crew<Types> {
 
   /// For a stream: there is room again, or it is to end; and what its observer is told.
   void wake() { this->start_worker_from_outside(); }
+  /// Samples take so little that to wait for them costs more.
+  bool is_cheap() const noexcept { return cheap_.load(std::memory_order_relaxed); }
+  /// The same as wake() inside this call, if it is on the executor; false: it is not.
+  bool work_here() {
+    if (needs_.gates || !at_home()) return false;
+    this->work_from_outside();
+    return true;
+  }
   batch_report<Types>& report() noexcept { return report_; }
 
   // -- for the crew --
@@ -131,6 +139,13 @@ class batch_engine : public batch_crew<Types> {
   void before_a_turn(lane& self);
   void look(loop& here);
   void hand_over(loop& here);
+  /// A sample of a worker's has suspended.
+  void lost_one(loop& here) {
+    if constexpr (Types::can_pause) {
+      hand_over(here);
+      if (cheap_.load(std::memory_order_relaxed)) cheap_.store(false, std::memory_order_relaxed);
+    }
+  }
   void give_up(loop& here, portion& left);
   bool last_look(loop& here, step why);
   void over();
@@ -188,7 +203,7 @@ class batch_engine : public batch_crew<Types> {
 
   // -- the pieces of a sample's way --
   step drive_plainly(loop& here, lane& self, worker* driver);
-  void finished_plainly(loop& here, lane& self);
+  void finished_plainly(loop& here, lane& self, worker* driver);
   bool needs_turn(const lane& self) const noexcept {
     return needs_.gates && !(!needs_.gates_anew && (!options_.semaphore || self.shared_permit));
   }
@@ -207,6 +222,8 @@ class batch_engine : public batch_crew<Types> {
   bool double_oldest(lane& twin);
   bool try_again(lane& self);
   void sample_final(lane& self);
+  using handful = typename sink_type::handful;
+  void settled(handful& done, const sample_type& sample);
   void note_end(lane& self) noexcept;
   void measure(lane& self) noexcept;
   template <bool Plain, class... Value>
@@ -254,6 +271,7 @@ class batch_engine : public batch_crew<Types> {
   time deadline_ = no_timeout;
   bool abandoned_ = false;
   bool looked_in_vain_ = false;              // the timekeeper's: it found nothing to wait for when it last looked
+  std::atomic<bool> cheap_{false};           // a hint for the consumer of a stream; written by who looks at the clock
   std::atomic<bool> input_counted_{false};   // a stream whose input has not ended is a holder
   std::stop_source attempts_stop_{std::nostopstate}, reading_stop_{std::nostopstate};
   std::stop_token attempts_token_;
@@ -613,7 +631,6 @@ auto batch_engine<Types>::drive(loop& here, lane& self, worker* driver) -> step 
   self.mark = &here.mark;
   const step said = self.drive();  // lost: self may be gone
   if (said == step::finished) {
-    if (!driver) hand_over(here);
     if (here.pace.tick()) look(here);
   }
   return said;
@@ -627,8 +644,7 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
     self.at = stage::idle;
     collect<true>(self);
     self.waited = true;
-    finished_plainly(here, self);
-    if (!driver) hand_over(here);
+    finished_plainly(here, self, driver);
     if (here.pace.tick()) look(here);
     return step::finished;
   }
@@ -653,8 +669,7 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
     if (state == begun::suspended && !here.mark.finished()) return step::lost;  // self may be gone
     self.at = stage::idle;
     if (state != begun::settled) collect<true>(self);
-    finished_plainly(here, self);
-    if (!driver) hand_over(here);
+    finished_plainly(here, self, driver);
     if (here.pace.tick()) {
       look(here);
       break;
@@ -664,8 +679,8 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
 }
 
 template <class Types>
-[[gnu::always_inline]] inline void batch_engine<Types>::finished_plainly(loop& here, lane& self) {
-  sink_.settled(here.done, self.sample);
+[[gnu::always_inline]] inline void batch_engine<Types>::finished_plainly(loop& here, lane& self, worker* driver) {
+  settled(driver ? here.done : self.done, self.sample);
   self.sample.item = nullptr;
   if (needs_.gates && share_.is_over(self, self.waited, wait_.under_way(), ex_)) hand_over_permit(self);
 }
@@ -1061,6 +1076,8 @@ void batch_engine<Types>::hand_over_permit(lane& self) {
 /// The lane has no sample and goes.
 template <class Types>
 void batch_engine<Types>::part_with(lane& self) {
+  if (self.finished != 0) report_.add_finished(std::exchange(self.finished, 0));
+  sink_.hand_over(self.done);
   if (!needs_.gates) return;
   self.limit_permit.release();
   self.weight_permit.release();
@@ -1129,10 +1146,20 @@ bool batch_engine<Types>::try_again(lane& self) {
 template <class Types>
 void batch_engine<Types>::sample_final(lane& self) {
   if (options_.observer) {
-    ++self.loop->finished;
+    ++(self.worker ? self.loop->finished : self.finished);
     report_.finished(self.sample, self.ended);
   }
-  sink_.settled(self.loop->done, std::exchange(self.sample, sample_type{}));
+  settled(self.worker ? self.loop->done : self.done, std::exchange(self.sample, sample_type{}));
+}
+
+/// Into the outcomes of a loop, or of a lane that comes back one by one: what is in a lane's is handed over when it
+/// goes, but that of a stream at once.
+template <class Types>
+inline void batch_engine<Types>::settled(handful& done, const sample_type& sample) {
+  sink_.settled(done, sample);
+  if constexpr (Types::can_pause) {
+    if (loop* const here = loop::innermost_of(this); !here || &here->done != &done) sink_.hand_over(done);
+  }
 }
 
 template <class Types>
@@ -1202,7 +1229,12 @@ template <class Types>
 void batch_engine<Types>::look(loop& here) {
   const time now = now_of(ex_);
   here.pace.look(now);
-  hand_over(here);
+  if constexpr (Types::can_pause) {
+    hand_over(here);
+    if (cheap_.load(std::memory_order_relaxed) != here.pace.cheap()) {
+      cheap_.store(here.pace.cheap(), std::memory_order_relaxed);
+    }
+  }
   if (deadline_ <= now && deadline_ != no_timeout && !halted()) request_stop(halt::deadline);
   if (this->most_workers() == 1 || source_.exhausted() || halted()) return;
   if (!source::indexed && here.pace.cheap()) return;

@@ -16,59 +16,9 @@
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/engine/head_count.hpp>
 #include <cobatch/engine/lane.hpp>
+#include <cobatch/engine/pace.hpp>
 
 namespace cobatch::detail {
-
-/// How often a loop looks at the clock, and what it has learned from that: a look every 64 samples, or every 20
-/// microseconds where those take longer.
-class loop_pace {
- public:
-  using time = std::chrono::nanoseconds;
-  static constexpr time turn = std::chrono::milliseconds(1);
-
-  /// After each sample; true: look now.
-  bool tick() noexcept { return --left_ == 0; }
-  void look(time now) noexcept {
-    if (began_ == never) {
-      began_ = now;
-    } else {
-      const time lasted = now - last_;
-      cost_ = lasted / interval_;
-      if (lasted < wanted / 2) {
-        interval_ = std::min(2 * interval_, most);
-      } else if (lasted > 2 * wanted) {
-        interval_ = std::max<std::uint32_t>(1, static_cast<std::uint32_t>(interval_ * wanted.count() / lasted.count()));
-      }
-    }
-    last_ = now;
-    left_ = interval_;
-  }
-  bool turn_is_over() const noexcept { return last_ - began_ > turn; }
-  void begin_turn() noexcept { began_ = last_; }
-
-  /// How many samples take some 40 microseconds; more by no more than four times than the last answer.
-  std::size_t claim() noexcept {
-    const auto fits = cost_ == never ? 1 : std::chrono::microseconds(40) / std::max(cost_, time(1));
-    claim_ = std::clamp<std::size_t>(static_cast<std::size_t>(fits), 1, std::min(4 * claim_, largest_claim));
-    return claim_;
-  }
-  /// Whether so many samples are worth another thread's while.
-  bool worth_sharing(std::size_t samples) const noexcept {
-    return cost_ != never && cost_.count() > 20'000 / static_cast<std::int64_t>(samples);
-  }
-  /// Samples are known to cost less than handing some to another thread would.
-  bool cheap() const noexcept { return cost_ < std::chrono::nanoseconds(300); }
-
- private:
-  static constexpr time never = time::max();
-  static constexpr time wanted = std::chrono::microseconds(20);
-  static constexpr std::uint32_t most = 64;
-  static constexpr std::size_t largest_claim = 1024;
-
-  std::uint32_t left_ = 1, interval_ = 1;
-  time began_ = never, last_{}, cost_ = never;
-  std::size_t claim_ = 1;
-};
 
 /// How many loops of whatever batches are on this thread's stack, one inside the other.
 inline thread_local constinit std::size_t this_thread_loops = 0;
@@ -180,6 +130,17 @@ class batch_crew {
   void start_worker_with_holder() {
     if (worker* const another = idle_worker()) return launch_or_end(*another);
     if (head.drop_holder()) engine().over();  // others run, and look before they go
+  }
+
+  /// A worker's run inside this call, by who is not counted but knows that *this stays.
+  void work_from_outside() {
+    if (!head.add_holder_unless_over()) return;
+    worker* const another = idle_worker();
+    if (another) {
+      run(nullptr, another, nullptr);
+    } else if (head.drop_holder()) {
+      engine().over();
+    }
   }
 
   bool is_hungry() const noexcept { return hungry_.load(std::memory_order_relaxed); }
@@ -387,6 +348,10 @@ template <class Types>
 void batch_crew<Types>::run(lane* current, worker* self, worker* launched) {
   loop here(*this, engine().executor());
   here.launched = launched;
+  if (self) {
+    here.pace = self->pace;
+    here.pace.begin_anew();
+  }
   for (;;) {
     step said = step::finished;
     if (here.late) [[unlikely]] {
@@ -407,7 +372,7 @@ void batch_crew<Types>::run(lane* current, worker* self, worker* launched) {
     if (said == step::lost) {
       current = nullptr;
       if (!self && !here.late) return;  // *this may be gone
-      engine().hand_over(here);
+      engine().lost_one(here);
       continue;
     }
     if (said == step::finished) {
@@ -435,6 +400,7 @@ bool batch_crew<Types>::leave(loop& here, lane* current, worker*& self, step why
   // From here on a holder. The worker rests before the last look: whoever sees it running knows that it will look.
   if (self) {
     if (engine().halted()) engine().give_up(here, self->portion);
+    self->pace = here.pace;
     if (why == step::none && most_workers_ > 1) hungry_.store(true, std::memory_order_relaxed);
     put_to_rest(*std::exchange(self, nullptr));
   }
@@ -484,6 +450,7 @@ bool batch_crew<Types>::next_turn(loop& here, lane*& current, worker*& self) {
   if (current) engine().before_a_turn(*current);
   bool taken;
   if (self) {
+    self->pace = here.pace;
     self->in_hand = current;
     self->mark = &here.mark;
     here.mark.reopen(self);

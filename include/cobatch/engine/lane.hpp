@@ -15,6 +15,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
+#include <cobatch/engine/pace.hpp>
 #include <cobatch/engine/types.hpp>
 #include <cobatch/semaphore.hpp>
 
@@ -212,6 +213,8 @@ class batch_lane : public relayed<batch_lane<Types>> {
   bool has_turn = false;   // it may ask for permits
   bool has_sample = false; // it was read, and waits for what else it needs
   bool end_known = false;  // `ended` was noted before it came home
+  std::size_t finished = 0; // samples, that the observer's count does not know yet
+  [[no_unique_address]] typename names::sink::handful done{};  // outcomes, while no worker drives it
   bool in_way = false;     // its way has not said how the sample ended
   bool is_twin = false;    // its attempt doubles another lane's
   bool waited = false;     // its attempt was suspended
@@ -269,6 +272,7 @@ class batch_worker : public relayed<batch_worker<Types>> {
   batch_worker* next_launched = nullptr;  // of who launched it
   typename batch_types<Types>::source::template item_for<result>::portion portion{};  // claimed and not yet started
   batch_lane<Types>* in_hand = nullptr;  // while it waits for its next turn
+  loop_pace pace;                        // of its last loop
 };
 
 }  // namespace cobatch::detail

@@ -98,6 +98,11 @@ class stream_state {
       engine_.start(unlimited);
       started_ = true;
     }
+    if (absorb()) return true;
+    if (!engine_.is_cheap() || !starved_.load()) return false;
+    give_back_all();
+    if (!starved_.exchange(false)) return false;
+    if (!engine_.work_here()) engine_.wake();
     return absorb();
   }
 
@@ -346,7 +351,7 @@ class stream_state {
     if (!used_.newest) used_.oldest = used;
     used_.newest = used;
     // Not one by one, unless somebody waits for them or hardly any are left.
-    if (++used_count_ > held_back_ || !ready_ || starved_.load()) give_back_all();
+    if (++used_count_ > held_back_ || !ready_ || (starved_.load() && !engine_.is_cheap())) give_back_all();
   }
   void give_back_all() noexcept {
     if (!used_.newest) return;
@@ -356,7 +361,9 @@ class stream_state {
     do {
       used.oldest->next = top;
     } while (!returned_.compare_exchange_weak(top, used.newest));
-    if (starved_.load() && starved_.exchange(false)) engine_.wake();
+    // Samples that take next to no time are computed when the consumer asks for them: see look().
+    if (!starved_.load() || engine_.is_cheap()) return;
+    if (starved_.exchange(false)) engine_.wake();
   }
 
   executor_type& ex_;
