@@ -137,6 +137,7 @@ class batch_engine : public batch_crew<Types> {
   void happened(lane& self);
   void part_with(lane& self);
   void before_a_turn(lane& self);
+  time now() noexcept { return now_of(ex_); }
   void look(loop& here);
   void hand_over(loop& here);
   /// A sample of a worker's has suspended.
@@ -674,7 +675,7 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
       look(here);
       break;
     }
-  } while (!halted() && !this->is_hungry() && !here.late && !needs_turn(self));
+  } while (!halted() && !(this->is_hungry() && here.pace.sharing_due()) && !here.late && !needs_turn(self));
   return step::finished;
 }
 

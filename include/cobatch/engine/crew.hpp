@@ -376,7 +376,7 @@ void batch_crew<Types>::run(lane* current, worker* self, worker* launched) {
       continue;
     }
     if (said == step::finished) {
-      if (self && is_hungry()) [[unlikely]] share(here, *self);
+      if (self && is_hungry() && here.pace.sharing_due()) [[unlikely]] share(here, *self);
       if (here.pace.turn_is_over() && !here.late && !next_turn(here, current, self)) return;
       continue;
     }
@@ -431,7 +431,7 @@ bool batch_crew<Types>::leave(loop& here, lane* current, worker*& self, step why
 template <class Types>
 void batch_crew<Types>::share(loop& here, worker& self) {
   if (self.portion.size() < 2) return;
-  engine().look(here);
+  here.pace.look(engine().now());
   if (!here.pace.worth_sharing(self.portion.size())) return;
   hungry_.store(false, std::memory_order_relaxed);
   if (worker* const another = idle_worker()) {
