@@ -57,10 +57,10 @@ inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity
 ///
 /// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff *
 /// multiplier^(k-1)) ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter.
-/// While it sleeps it holds no permit; then it queues again at the tail: behind the samples that have not started, but
-/// where the input is read one by one (a stream, a range without random access) ahead of what has not been read. An
-/// error may carry its own delay: an exception of type retry_later, or a member `std::chrono::nanoseconds retry_after()
-/// const` of the user's error type; it is used in place of the backoff where it is longer.
+/// While it sleeps it holds no permit; then it goes before the samples that have not started. One that could not start
+/// before the batch's deadline is not waited for. An error may carry its own delay: an exception of type retry_later, or
+/// a member `std::chrono::nanoseconds retry_after() const` of the user's error type. With jitter the backoff is added on
+/// top of it; without, the longer of the two counts.
 struct retry_policy {
   std::uint32_t max_attempts = 1;  ///< tried again while predict was called less often for it; 1: never
   std::chrono::nanoseconds initial_backoff = std::chrono::milliseconds(100);

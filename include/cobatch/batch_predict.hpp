@@ -174,8 +174,9 @@ class [[nodiscard]] batch {
 /// the outcome is `expected<V, error>`). One sample's failure, also an exception, is its own outcome and stops no
 /// other. It is called on several threads at once where the executor has several.
 ///
-/// Resumes: every predict starts on `ex`; the awaiting coroutine resumes on `ex`. An input that is known to be empty is
-/// ready at once.
+/// Resumes: every predict starts on `ex`; the awaiting coroutine resumes on `ex`. Awaited on `ex` itself, the first
+/// predicts may start inside the await, to a bounded depth of the stack. After about a millisecond of computing, whatever
+/// else is ready on `ex` has its turn. An input that is known to be empty is ready at once.
 /// Stops: by options.stop, deadline or max_failures no further sample starts and what is in flight is asked to stop;
 /// it is always waited for: when the await ends, nothing of the batch is alive. A value counts however late it comes.
 /// Lifetime: an lvalue range is referred to, an rvalue range is moved in; predict is kept until the last sample has

@@ -96,8 +96,9 @@ struct stream_types {
 /// for requests that never end. `while (auto item = co_await stream.next()) use(item->index, item->result);`
 ///
 /// `samples` is any input range, or an asynchronous source: anything whose `co_await source.next()` gives an optional,
-/// such as another stream; so stages compose. Samples are read one at a time, when they can start: never more than
-/// max_concurrency are running, and never more than `window` are running or finished and not yet taken. A finished
+/// such as another stream; so stages compose. A `next(std::stop_token)` gets a token that is stopped with the stream.
+/// Never more than max_concurrency samples are running, and never more than `window` are read, running, or finished and
+/// not yet taken. A finished
 /// sample gives its permit back at once and keeps only its place in the window: a slow consumer stalls nothing in
 /// flight.
 ///
