@@ -93,7 +93,7 @@ void batch_engine<Types>::start(std::size_t workers) {
     }
   }
   this->prepare(workers);
-  if (options_.observer) report_.started(source_.size_hint());
+  if (options_.observer) report_.started(source_.size_hint(), sink_.window());
   // From here on nothing throws.
   if (Types::can_pause) {
     head.add_holder();

@@ -54,6 +54,7 @@ namespace cobatch::detail {
 ///     settled(handful&, sample)      the outcome in the slot is final; any thread
 ///     hand_over(handful&)            and may be given away
 ///     bool room_came()               since reserve() gave null
+///     window()                       of a stream that gives its results in input order; else 0
 ///     complete()                     all is over; *this may be gone after it
 template <class Types>
 class batch_engine : public batch_crew<Types> {

@@ -31,7 +31,7 @@ class batch_report {
   batch_report(typename names::executor& ex, const batch_options& options, const head_count& crew) noexcept
       : ex_(ex), options_(options), crew_(crew), gated_(batch_needs<Types>(options, false).gates) {}
 
-  void started(std::optional<std::size_t> samples) {
+  void started(std::optional<std::size_t> samples, std::size_t window) {
     number_ = next_batch_number();
     began_ = now_of(ex_);
     known_ = samples.value_or(unlimited);
@@ -39,6 +39,7 @@ class batch_report {
     info.batch = number_;
     info.samples = known_;
     info.limit = limit_now();
+    info.window = window;
     info.at = began_;
     tell(&batch_observer::batch_started, info);
   }

@@ -40,6 +40,7 @@ class awaited_end {
   }
   static constexpr bool can_go_on() noexcept { return false; }
   static constexpr bool room_came() noexcept { return false; }
+  static constexpr std::size_t window() noexcept { return 0; }
 
   void complete() {
     if (start_mark::finish(starting_, this)) return;  // still inside await_suspend

@@ -66,6 +66,7 @@ class stream_state {
       : ex_(ex),
         in_order_(how.order == result_order::input),
         observed_(options.observer != nullptr),
+        window_(window),
         held_back_(std::min<std::size_t>(window / 8, 32)),
         boxes_left_(window),
         source_(std::forward<Source>(samples)),
@@ -188,6 +189,7 @@ class stream_state {
     return true;
   }
   static constexpr bool can_go_on() noexcept { return true; }
+  std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
   bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
 
@@ -369,6 +371,7 @@ class stream_state {
   executor_type& ex_;
   const bool in_order_;
   const bool observed_;
+  const std::size_t window_;
   const std::size_t held_back_;  // so many boxes the consumer may keep, to give them back together
   alignas(box) static inline char waiting_mark_ = 0;
 
