@@ -58,13 +58,10 @@ TEST_CASE("head_count: lanes are capped, and the last one to go is told") {
   CHECK(head.add_lane());
   CHECK(head.add_lane());
   CHECK_FALSE(head.add_lane());
-  CHECK_FALSE(head.holder_to_lane());
   CHECK(head.lanes() == 2);
   CHECK_FALSE(head.drop_holder());
   head.lane_to_holder();
   CHECK(head.below_cap());
-  CHECK(head.holder_to_lane());
-  head.lane_to_holder();
   head.lane_to_holder();
   CHECK_FALSE(head.nobody());
   CHECK_FALSE(head.drop_holder());

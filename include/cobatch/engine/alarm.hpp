@@ -60,6 +60,10 @@ class batch_alarm {
     sleep_token_ = wake_.get_token();
     return true;
   }
+  bool is_over() {
+    const std::lock_guard lock(mutex_);
+    return over_;
+  }
   const std::stop_token& sleep_token() const noexcept { return sleep_token_; }
 
  private:

@@ -227,6 +227,7 @@ void batch_engine<Types>::hand_over_permit(lane& self) {
 /// The lane has no sample and goes.
 template <class Types>
 void batch_engine<Types>::part_with(lane& self) {
+  self.follows = false;
   if (self.finished != 0) report_.add_finished(std::exchange(self.finished, 0));
   sink_.hand_over(self.done);
   if (!needs_.gates) return;
@@ -237,6 +238,7 @@ void batch_engine<Types>::part_with(lane& self) {
 
 template <class Types>
 void batch_engine<Types>::before_a_turn(lane& self) {
+  self.follows = false;
   if (self.shared_permit && share_.asked_for(wait_.under_way())) hand_over_permit(self);
 }
 

@@ -52,6 +52,7 @@ void batch_engine<Types>::abandon() noexcept {
   this->each_lane([](lane& each) {
     each.abandon();
     each.end_way();
+    if (each.pair && --each.pair->inside == 0) delete each.pair;
     each.pair = nullptr;
     each.limit_permit.release();
     each.shared_permit.release();
@@ -87,7 +88,7 @@ void batch_engine<Types>::start(std::size_t workers) {
   if (needs_.gates) wait_.make();
   reader_.prepare();
   if constexpr (names::has_timers) {
-    if (needs_.clock) {
+    if (needs_.clock && !timekeeper_) {
       alarm_.make();
       timekeeper_ = timekeeper<batch_engine>::of(*this).handle();
     }
@@ -183,7 +184,7 @@ void batch_engine<Types>::look(loop& here) {
   if (deadline_ <= now && deadline_ != no_timeout && !halted()) request_stop(halt::deadline);
   if (this->most_workers() == 1 || source_.exhausted() || halted()) return;
   if (!source::indexed && here.pace.cheap()) return;
-  if (std::exchange(here.owes_worker, false) || idle_threads() != 0) this->start_worker();
+  if (owes_worker_.exchange(false, std::memory_order_relaxed) || idle_threads() != 0) this->start_worker();
 }
 
 template <class Types>
@@ -197,6 +198,8 @@ template <class Types>
 auto batch_engine<Types>::expire() -> time {
   // First, so that whoever begins something from here on is either seen or sees it.
   alarm_.go_dormant();
+  // Then what it will sleep with, so that whoever wakes it from here on wakes it.
+  if (!alarm_.prepare_sleep()) return time::zero();
   const time now = now_of(ex_);
   if (deadline_ <= now && deadline_ != no_timeout) request_stop(halt::deadline);
   time next_timeout = no_timeout;
@@ -214,7 +217,7 @@ auto batch_engine<Types>::expire() -> time {
       }
     }
   }
-  if (!alarm_.prepare_sleep()) return time::zero();
+  if (alarm_.is_over()) return time::zero();
   const time next = next_event(now, next_timeout);
   return next == no_timeout ? no_timeout : std::max(next - now, time(1));
 }
@@ -288,6 +291,7 @@ void batch_engine<Types>::give_up_sleepers(bool counted) {
 template <class Types>
 void batch_engine<Types>::start_due_hedges(time now) {
   if (!head.add_holder_unless_over()) return;
+  bool kept_others_out = false;  // by the lane it took, from what they must then be shown again
   while (watch_.due_weight(*this, now, samples_started()) != 0) {
     watch_.want(true);
     lane* const twin = this->take_lane();
@@ -304,9 +308,11 @@ void batch_engine<Types>::start_due_hedges(time now) {
     } else {
       part_with(*twin);
       this->drop_lane(*twin);
-      watch_.leave_oldest(*this);  // no permit: not this one
+      watch_.leave_oldest(*this, now, samples_started());  // no permit: not this one
+      kept_others_out = true;
     }
   }
+  if (kept_others_out) return this->start_worker_with_holder();
   if (head.drop_holder()) over();
 }
 

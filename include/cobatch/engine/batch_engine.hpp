@@ -144,6 +144,7 @@ class batch_engine : public batch_crew<Types> {
   void hand_over(loop& here);
   /// A sample of a worker's has suspended.
   void lost_one(loop& here) {
+    if constexpr (!source::indexed) here.pace.read_one_by_one();
     if constexpr (Types::can_pause) {
       hand_over(here);
       if (cheap_.load(std::memory_order_relaxed)) cheap_.store(false, std::memory_order_relaxed);
@@ -275,6 +276,7 @@ class batch_engine : public batch_crew<Types> {
   bool abandoned_ = false;
   bool looked_in_vain_ = false;              // the timekeeper's: it found nothing to wait for when it last looked
   std::atomic<bool> cheap_{false};           // a hint for the consumer of a stream; written by who looks at the clock
+  std::atomic<bool> owes_worker_{false};     // a hint: somebody asked to read while samples were cheap
   std::atomic<bool> input_counted_{false};   // a stream whose input has not ended is a holder
   std::stop_source attempts_stop_{std::nostopstate}, reading_stop_{std::nostopstate};
   std::stop_token attempts_token_;

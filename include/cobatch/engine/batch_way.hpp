@@ -57,7 +57,7 @@ auto batch_engine<Types>::pull([[maybe_unused]] loop& here, [[maybe_unused]] por
     if (source_.turn().leave()) {
       // Not for samples that cost less than another worker.
       if (here.pace.cheap()) {
-        here.owes_worker = true;
+        owes_worker_.store(true, std::memory_order_relaxed);
       } else if (!source_.exhausted()) {
         this->start_worker();
       }
@@ -130,10 +130,12 @@ auto batch_engine<Types>::before_a_lane(loop& here, worker& self) -> step {
 template <class Types>
 bool batch_engine<Types>::work_visible() {
   if (needs_.retries && retries_.any_ready()) return true;
+  if (needs_.hedges && watch_.wanted()) return true;
   if (this->any_rest()) return true;
   if constexpr (source::indexed) {
     return !source_.exhausted() || shelves_.any();
   } else {
+    // What was not read yet need not be looked at: who leaves it has found no room for it, or somebody else reading.
     return reader_.any() || sink_.room_came();
   }
 }
@@ -154,7 +156,10 @@ bool batch_engine<Types>::last_look(loop& here, step why) {
   } else if (why == step::queued) {
     again = !asking_.ask();
   } else if (why == step::elsewhere) {
-    if constexpr (!source::indexed) again = !source_.turn().ask();
+    // Who has the turn may wait for an input: it does not look at anything else.
+    if constexpr (!source::indexed) {
+      again = !source_.turn().ask() || (needs_.retries && retries_.any_ready()) || this->any_rest();
+    }
   } else {
     again = work_visible();
     // Whoever waits for a permit without a sample need not wait any more.

@@ -59,7 +59,6 @@ class batch_loop {
   batch_worker<Types>* launched = nullptr;  // by the batch's start on this thread, the newest first
   loop_pace pace;
   bool no_memory = false;    // for a lane, though there is room for one
-  bool owes_worker = false;  // somebody asked to read while samples were cheap
   std::size_t finished = 0;  // samples, that the observer's count does not know yet
   [[no_unique_address]] typename batch_types<Types>::sink::handful done;  // outcomes that were not yet handed over
 
@@ -197,9 +196,9 @@ class batch_crew {
   void prepare(std::size_t most_workers) {
     most_workers_ = most_workers;
     lane* const first_lane = new_lane();
-    first_ = new_worker();
+    if (first_lane) put_back(*first_lane);
+    if (!first_) first_ = new_worker();
     if (!first_lane || !first_) throw_bad_alloc();
-    put_back(*first_lane);
   }
 
   /// `count` workers begin, the first one inside this call where that is on the executor and not too deep in the stack.
@@ -373,6 +372,10 @@ void batch_crew<Types>::run(lane* current, worker* self, worker* launched) {
       current = nullptr;
       if (!self && !here.late) return;  // *this may be gone
       engine().lost_one(here);
+      if (self) {
+        if (here.pace.tick()) engine().look(here);
+        if (here.pace.turn_is_over() && !here.late && !next_turn(here, current, self)) return;
+      }
       continue;
     }
     if (said == step::finished) {
@@ -404,7 +407,7 @@ bool batch_crew<Types>::leave(loop& here, lane* current, worker*& self, step why
     if (why == step::none && most_workers_ > 1) hungry_.store(true, std::memory_order_relaxed);
     put_to_rest(*std::exchange(self, nullptr));
   }
-  if (engine().last_look(here, why) && head.below_cap() && !std::exchange(here.no_memory, false)) {
+  if (engine().last_look(here, why) && head.below_cap() && !(std::exchange(here.no_memory, false) && head.lanes() != 0)) {
     self = wake_rested();
     if (self) return true;  // else all run, and look before they go
   }
@@ -431,7 +434,7 @@ bool batch_crew<Types>::leave(loop& here, lane* current, worker*& self, step why
 template <class Types>
 void batch_crew<Types>::share(loop& here, worker& self) {
   if (self.portion.size() < 2) return;
-  here.pace.look(engine().now());
+  here.pace.look_early(engine().now());
   if (!here.pace.worth_sharing(self.portion.size())) return;
   hungry_.store(false, std::memory_order_relaxed);
   if (worker* const another = idle_worker()) {

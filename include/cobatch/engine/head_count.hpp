@@ -13,16 +13,23 @@ namespace cobatch::detail {
 ///
 ///     add_lane        + lane           a holder, below the cap
 ///     lane_to_holder  - lane + holder  a lane that has found nothing more to do
-///     holder_to_lane  + lane - holder  it has found something after all, below the cap
 ///     add_holder      + holder         any lane or holder
 ///     drop_holder     - holder         after a last look for work; who takes the word to zero ends the batch
 ///
-/// **The end.** Whoever is counted may touch the batch; nobody else may. Work (a sample that is neither in a lane nor
-/// settled) is put down only by somebody who is counted, and who looks for work once more before dropping out. Take the
-/// last piece of work that was put down, and who put it down. Either that one looks and sees it, and takes it, or is at
-/// the cap: then some lane was alive at that look, which must first become a holder, and then looks itself. All
-/// operations here and those that put work down are sequentially consistent, so that look comes later and sees the
-/// work. Hence at zero there is none.
+/// **The end.** Whoever is counted may touch the batch; nobody else may, but for three that outlive or hold it in other
+/// ways: the timekeeper (batch_alarm::one_end), the user's stop callback (its link is reset first), and the consumer of a
+/// stream, who owns it.
+///
+/// Work (a sample that is neither in a lane nor settled) is put down only by somebody who is counted. A worker that
+/// neither rests nor has gone will rest, and then look for work, before it drops out: so who puts work down either looks
+/// itself, or hands its own holder to a worker, or has found all workers running, which will look later (to rest and to
+/// look for one that rests is under one mutex). Whoever has a turn to ask or to read looks after it, or starts a worker.
+///
+/// Take the last piece of work that was put down, and the look that follows. Either it sees the work, and takes it, or it
+/// is at the cap: then some lane was alive at that look, which must first become a holder, and then looks itself; or its
+/// lane was taken by the timekeeper for a second attempt, which starts a worker when it gives one back. All operations
+/// here and those that put work down are sequentially consistent, so that look comes later and sees the work. Hence at
+/// zero there is none. A batch that is halted starts no work: whoever drops out then settles what lies there.
 class head_count {
  public:
   static constexpr std::size_t most_lanes = 0x7fff'ffff;
@@ -36,7 +43,6 @@ class head_count {
   bool nobody() const noexcept { return word_.load() == 0; }
 
   bool add_lane() noexcept { return add_below_cap(one_lane); }
-  bool holder_to_lane() noexcept { return add_below_cap(one_lane - one_holder); }
   void lane_to_holder() noexcept { word_.fetch_add(one_holder - one_lane); }
   void add_holder() noexcept { word_.fetch_add(one_holder); }
 

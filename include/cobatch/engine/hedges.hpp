@@ -45,8 +45,9 @@ class attempt_watch {
 
   // -- by the lane --
   void begins(lane& self) noexcept {
-    // release: pairs with the acquire in look(): the timekeeper reads what the lane wrote before.
-    self.since.store(self.started.count() * 4 | (self.pair ? lane::doubled : 0), std::memory_order_release);
+    // Sequentially consistent, like the looks of the timekeeper and alarm_'s `dormant`: the lane writes this and then
+    // reads that, the timekeeper the other way round; one of them sees the other.
+    self.since.store(self.started.count() * 4 | (self.pair ? lane::doubled : 0));
   }
   /// Nobody finds it any more.
   void ended(lane& self) {
@@ -62,8 +63,8 @@ class attempt_watch {
   }
 
   /// An attempt waits to be doubled, and there was no lane for it: the next one that is free takes it.
-  bool wanted() const noexcept { return wanted_.load(std::memory_order_relaxed); }
-  void want(bool wanted) noexcept { wanted_.store(wanted, std::memory_order_relaxed); }
+  bool wanted() const noexcept { return wanted_.load(); }
+  void want(bool wanted) noexcept { wanted_.store(wanted); }
 
   /// The weight of the attempt that double_oldest() would double; 0: none is due.
   template <class Crew>
@@ -82,9 +83,9 @@ class attempt_watch {
 
   /// The one that is due will not be doubled.
   template <class Crew>
-  void leave_oldest(Crew& crew) {
+  void leave_oldest(Crew& crew, time now, double started_samples) {
     const std::lock_guard lock(mutex_);
-    const found first = oldest(crew);
+    const found first = oldest_due(crew, now, started_samples);
     if (first.which && look_at(*first.which, first.since)) put_back(*first.which, first.since | lane::doubled);
   }
 
@@ -137,8 +138,7 @@ class attempt_watch {
   found oldest(Crew& crew) {
     found first;
     crew.each_lane([&](lane& each) {
-      // acquire: as in begins().
-      const std::int64_t since = each.since.load(std::memory_order_acquire);
+      const std::int64_t since = each.since.load();  // see begins()
       if (since > lane::looked_at && (since & lane::doubled) == 0 && since < first.since) first = {&each, since};
     });
     return first;
@@ -224,8 +224,7 @@ template <class Crew, class Stop>
 auto attempt_watch<Types>::expire(Crew& crew, time now, Stop&& stop) -> time {
   time next = no_timeout;
   crew.each_lane([&](lane& each) {
-    // acquire: as in begins().
-    const std::int64_t since = each.since.load(std::memory_order_acquire);
+    const std::int64_t since = each.since.load();  // see begins()
     if (since <= lane::looked_at || (since & lane::stopped) != 0) return;
     const time due = later(began_at(since), options_.timeout);
     if (due > now) {

@@ -16,6 +16,14 @@ class loop_pace {
 
   /// After each sample; true: look now.
   bool tick() noexcept { return --left_ == 0; }
+  /// Before the next look is due.
+  void look_early(time now) noexcept {
+    const std::uint32_t passed = interval_ - left_;
+    if (passed == 0 || began_ == never) return;
+    cost_ = (now - last_) / passed;
+    last_ = now;
+    left_ = interval_;
+  }
   void look(time now) noexcept {
     if (began_ == never) {
       began_ = now;
@@ -39,9 +47,12 @@ class loop_pace {
   /// How many samples take some 40 microseconds; more by no more than four times than the last answer.
   std::size_t claim() noexcept {
     const auto fits = cost_ == never ? 1 : std::chrono::microseconds(40) / std::max(cost_, time(1));
-    claim_ = std::clamp<std::size_t>(static_cast<std::size_t>(fits), 1, std::min(4 * claim_, largest_claim));
+    const std::size_t most_now = std::max<std::size_t>(1, std::min(4 * claim_, largest_claim));
+    claim_ = std::clamp<std::size_t>(static_cast<std::size_t>(fits), 1, most_now);
     return claim_;
   }
+  /// A sample has suspended: where samples are read, the next one is read alone.
+  void read_one_by_one() noexcept { claim_ = 0; }
   /// Whether so many samples are worth another thread's while.
   bool worth_sharing(std::size_t samples) const noexcept {
     return cost_ != never && cost_.count() > 20'000 / static_cast<std::int64_t>(samples);

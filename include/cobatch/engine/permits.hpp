@@ -33,7 +33,7 @@ class one_wait {
     stop = source_.get_token();
     waits_.store(true, std::memory_order_relaxed);
     has_sample_ = has_sample;
-    deadline_.store(deadline.count(), std::memory_order_relaxed);
+    deadline_.store(deadline.count());  // seq_cst: as attempt_watch::begins()
     return true;
   }
   /// True: because its time was up.
@@ -46,7 +46,7 @@ class one_wait {
   /// A hint.
   bool under_way() const noexcept { return waits_.load(std::memory_order_relaxed); }
   std::chrono::nanoseconds deadline() const noexcept {
-    return std::chrono::nanoseconds(deadline_.load(std::memory_order_relaxed));
+    return std::chrono::nanoseconds(deadline_.load());
   }
 
   /// What is to be stopped, under no lock and as the last thing: whoever is resumed by it may end the batch.

@@ -112,9 +112,8 @@ class shelves {
     }
   }
 
-  /// The most that one shelf can hold, and the largest number that can be put there.
+  /// The most that one shelf can hold.
   static constexpr std::size_t most = (std::size_t{1} << 24) - 2;
-  static constexpr std::size_t largest = (std::size_t{1} << 40) - 1;
 
  private:
   static constexpr int count_bits = 24;

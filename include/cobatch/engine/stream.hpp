@@ -174,6 +174,7 @@ class stream_state {
           return made;
         }
       }
+      if (boxes_left_ == window_) return nullptr;  // no memory for the first one: nobody would ever give one back
       starved_.store(true);
       if (returned_.load() == nullptr) return nullptr;
       starved_.store(false);
@@ -188,7 +189,7 @@ class stream_state {
     item.slot = &static_cast<box&>(item).outcome;
     return true;
   }
-  static constexpr bool can_go_on() noexcept { return true; }
+  bool can_go_on() const noexcept { return boxes_left_ != window_; }
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
   bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
