@@ -128,6 +128,13 @@ class failing_timers {
   bool throws_;
 };
 
+/// An executor whose clock moves as the test says.
+struct clocked : step_executor {
+  auto now() const noexcept { return std::chrono::time_point<std::chrono::steady_clock, std::chrono::nanoseconds>(time); }
+  std::size_t concurrency() const noexcept { return 1; }
+  std::chrono::nanoseconds time{};
+};
+
 /// Two threads: what one of them hands over runs on the other.
 class relay {
  public:
@@ -919,4 +926,96 @@ TEST_CASE("batch_engine: an observer is never told of more samples in flight tha
   }
   CHECK(observer.told == 2 * 9 * 300);
   CHECK(observer.wrong == 0);
+}
+
+TEST_CASE("batch_engine: an attempt does not begin when the lane that makes it had its last one") {
+  // The first attempt does not suspend, and its lane rests for as long as the backoff takes.
+  simulation sim;
+  int calls = 0;
+  const predict_type predict = [&](int x, std::stop_token stop) -> task<int> {
+    if (calls++ == 0) throw std::runtime_error("once");
+    if (!co_await sim.schedule_after(10ms, stop)) throw std::runtime_error("stopped");
+    co_return x;
+  };
+  const std::vector<int> one{7};
+  const auto results = sim.run(batch_predict(
+      sim, one, predict,
+      {.timeout = 50ms, .retry = {.max_attempts = 2, .initial_backoff = 100ms, .jitter = false}}));
+  CHECK(outline(results) == "7");
+}
+
+TEST_CASE("batch_engine: timeouts too short for looking ahead come for every sample, also one that begins inside a stop") {
+  struct until_stopped {
+    struct wake {
+      std::coroutine_handle<> handle;
+      void operator()() const noexcept { handle.resume(); }
+    };
+    explicit until_stopped(std::stop_token stop) : token(std::move(stop)) {}
+    until_stopped(until_stopped&& other) : token(std::move(other.token)) {}
+    bool await_ready() const noexcept { return token.stop_requested(); }
+    void await_suspend(std::coroutine_handle<> handle) { link.emplace(token, wake{handle}); }
+    int await_resume() {
+      link.reset();
+      return 1;
+    }
+    std::stop_token token;
+    std::optional<std::stop_callback<wake>> link;
+  };
+  simulation sim;
+  const std::vector<int> samples(4);
+  const auto predict = [](int, std::stop_token stop) { return until_stopped(std::move(stop)); };
+  const auto results = sim.run(batch_predict(sim, samples, predict, {.max_concurrency = 1, .timeout = 500us}));
+  CHECK(outline(results) == "1 1 1 1");
+}
+
+TEST_CASE("batch_engine: a retry that becomes ready while its lane asks the source is not forgotten") {
+  // next() lets the timer of the retry come before it suspends; the next sample comes after the answer to the first.
+  for (const std::size_t cap : {std::size_t{1}, std::size_t{2}}) {
+    step_executor ex;
+    async_semaphore answered(0);
+    int given = 0, calls = 0, taken = 0;
+    asynchronous source{[&]() -> task<std::optional<int>> {
+      if (given++ != 0) {
+        (co_await answered.acquire()).release();
+        co_return std::nullopt;
+      }
+      co_return 7;
+    }};
+    const predict_type predict = [&](int x, std::stop_token) -> task<int> {
+      if (calls++ == 0) throw std::runtime_error("once");
+      co_return x;
+    };
+    const auto consume = [&]() -> started {
+      auto stream = predict_stream(ex, source, predict,
+                                   {.max_concurrency = cap, .retry = {.max_attempts = 2, .initial_backoff = 0ns}},
+                                   {.window = 2});
+      while (auto item = co_await stream.next()) {
+        CHECK(item->result == 7);
+        ++taken;
+        answered.release();
+      }
+    };
+    const started running = consume();
+    ex.drain();
+    CHECK(running.done());
+    CHECK(taken == 1);
+  }
+}
+
+TEST_CASE("batch_engine: where every sample suspends, those that have slept have their turn as well") {
+  clocked ex;
+  const std::vector<int> samples(200);
+  int begun = 0, begun_at_first_end = 0;
+  const auto predict = [&](int) -> task<int> {
+    ++begun;
+    ex.time += 2ms;
+    co_await cobatch::schedule(ex);
+    if (begun_at_first_end == 0) begun_at_first_end = begun;
+    co_return 1;
+  };
+  const auto wait = [&]() -> started { (void)co_await batch_predict(ex, samples, predict); };
+  const started running = wait();
+  ex.drain();
+  REQUIRE(running.done());
+  CHECK(begun_at_first_end < 20);
 }
