@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 
 using cobatch::detail::batch_group;
@@ -110,6 +111,23 @@ TEST_CASE("micro batch queue: buckets that are empty are forgotten, whichever wa
     if (i % 32 == 31) CHECK(next_batch(all, 2000).size() == 32);
   }
   CHECK(comparisons < 3200);
+}
+
+TEST_CASE("micro batch queue: to leave takes no memory, wherever its bucket then stands") {
+  constexpr std::size_t keys = 16;
+  for (std::size_t leaves = 0; leaves < keys; ++leaves) {
+    queue all(limits(8, 1000));
+    std::deque<batch_waiter> waiters;
+    for (std::size_t i = 0; i < 2 * keys; ++i) add(waiters, all, i % keys, static_cast<std::int64_t>(i));
+    fail_allocation_in(1);
+    all.leave(waiters[leaves]);
+    allocation_failure_is_pending();
+    CHECK(all.waiting() == 2 * keys - 1);
+    numbers oldest;
+    while (all.waiting() > 0) oldest.push_back(next_batch(all, 0, true).front());
+    CHECK(std::is_sorted(oldest.begin(), oldest.end()));
+    CHECK(oldest.back() == static_cast<std::int64_t>(leaves == keys - 1 ? 2 * keys - 1 : keys + leaves));
+  }
 }
 
 TEST_CASE("micro batch queue: a bucket is ready when it is full or its oldest has waited, and says when that will be") {

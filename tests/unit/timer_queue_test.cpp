@@ -1,13 +1,16 @@
 #include <cobatch/detail/timer_queue.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 
 using cobatch::detail::timer_node;
@@ -30,6 +33,34 @@ TEST_CASE("timer_queue: takes by deadline, and equal deadlines in the order in w
   CHECK(order == std::vector<std::ptrdiff_t>{6, 1, 3, 5, 2, 7, 0, 4});
   CHECK(queue.empty());
   CHECK(queue.earliest() == timer_queue::never);
+}
+
+TEST_CASE("timer_queue: without memory one more is refused, and has changed nothing; one in place of another is not") {
+  timer_queue queue;
+  std::vector<timer_node> nodes(65);
+  // In several runs, and none of them has had all.
+  for (std::size_t i = 0; i < 64; ++i) {
+    const auto nth = static_cast<timer_queue::nanoseconds>(i);
+    REQUIRE(queue.add(nodes[i], i % 2 == 0 ? 100 + nth : 50 - nth));
+  }
+  const auto add_without_memory = [&](timer_node& node, timer_queue::nanoseconds deadline) {
+    fail_allocation_in(1);
+    const bool added = queue.add(node, deadline);
+    allocation_failure_is_pending();
+    return added;
+  };
+  fail_allocation_in(1);
+  CHECK_THROWS_AS(queue.add(nodes[64], 1000), std::bad_alloc);
+  CHECK_FALSE(allocation_failure_is_pending());
+  CHECK(queue.size() == 64);
+  CHECK(nodes[64].state == timer_state::idle);
+  for (std::size_t i = 0; i < 64; ++i) {
+    queue.erase(nodes[i]);
+    nodes[i].state = timer_state::idle;
+    CHECK(add_without_memory(nodes[i], 200 + static_cast<timer_queue::nanoseconds>(i)));
+  }
+  for (std::size_t i = 0; i < 64; ++i) CHECK(queue.take_due(1000) == &nodes[i]);
+  CHECK(queue.take_due(1000) == nullptr);
 }
 
 TEST_CASE("timer_queue: a deadline has come when the time is equal, not before; never does not come") {

@@ -39,14 +39,14 @@ class timer_queue {
     return found != nullptr ? found->deadline : never;
   }
 
-  /// Queues an idle timer; false if it was stopped before. May throw std::bad_alloc, and has then changed nothing.
+  /// Queues an idle timer; false if it was stopped before. May throw std::bad_alloc, and has then changed nothing; not
+  /// where there were as many timers before.
   bool add(timer_node& node, nanoseconds deadline) {
     if (node.state != timer_state::idle) return false;
-    // Room for all of them: stop() cannot fail.
+    // Room for all of them: neither stop() can fail, nor can add() after an erase().
     if (heap_.capacity() <= size_) heap_.reserve(std::max<std::size_t>(16, 2 * size_));
     const timer_entry added{deadline, next_sequence_, &node};
-    if (const std::size_t run = choose_run(deadline); run < runs_.size()) {
-      runs_[run].push(added);
+    if (const std::size_t run = choose_run(deadline); run < runs_.size() && runs_[run].push(added)) {
       node.run = static_cast<std::uint8_t>(run + 1);
     } else {
       push(added);

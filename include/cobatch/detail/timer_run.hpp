@@ -7,6 +7,8 @@
 #include <memory>
 #include <utility>
 
+#include <cobatch/detail/config.hpp>
+
 namespace cobatch::detail {
 
 /// The life of one timer; every transition happens under the lock of the executor that owns the queue.
@@ -55,11 +57,12 @@ class timer_run {
   bool fits(std::int64_t deadline) const noexcept { return back().deadline <= deadline; }
   const timer_entry& back() const noexcept { return entries_[(end_ - 1) & mask()]; }
 
-  /// Appends; may throw std::bad_alloc, and has then changed nothing.
-  void push(const timer_entry& entry) {
-    if (end_ - begin_ == capacity_) grow();
+  /// Appends; false if there is no memory for it.
+  bool push(const timer_entry& entry) noexcept {
+    if (end_ - begin_ == capacity_ && !grow()) return false;
     place(end_, entry);
     ++end_;
+    return true;
   }
 
   /// Removes the entry at this position, wherever that is.
@@ -90,12 +93,17 @@ class timer_run {
     holes_ = 0;
   }
 
-  void grow() {
-    const std::size_t larger = capacity_ == 0 ? 16 : 2 * capacity_;
-    auto entries = std::make_unique<timer_entry[]>(larger);
-    for (std::size_t i = begin_; i != end_; ++i) entries[i & (larger - 1)] = entries_[i & mask()];
-    entries_ = std::move(entries);
-    capacity_ = larger;
+  bool grow() noexcept {
+    return guarded(
+        [&] {
+          const std::size_t larger = capacity_ == 0 ? 16 : 2 * capacity_;
+          auto entries = std::make_unique<timer_entry[]>(larger);
+          for (std::size_t i = begin_; i != end_; ++i) entries[i & (larger - 1)] = entries_[i & mask()];
+          entries_ = std::move(entries);
+          capacity_ = larger;
+          return true;
+        },
+        [] { return false; });
   }
 
   std::unique_ptr<timer_entry[]> entries_;
