@@ -14,9 +14,11 @@
 #include <stdexcept>
 #include <stop_token>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include <cobatch/detail/current_executor.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/task.hpp>
 
@@ -272,6 +274,32 @@ TEST_CASE("micro batcher: a thousand callers cost their executor one handle unti
   CHECK(executor.handles == 1 + 15 + 1000);  // the first batch runs where somebody looks, the last by the clock
 }
 
+TEST_CASE("micro batcher: a batch on its way takes along who came on other threads, also if nobody has looked there") {
+  scene test;
+  struct {
+    bool execute(std::coroutine_handle<> handle) { return sim.execute(handle); }
+    auto schedule_after(nanoseconds delay, std::stop_token stop = {}) { return sim.schedule_after(delay, stop); }
+    auto now() const { return sim.now(); }
+    std::size_t concurrency() const { return 2; }
+
+    simulation& sim;
+  } executor{test.sim};
+  batcher all(executor, test.model.callable(), {.max_batch_size = 2, .max_delay = 0ns});
+  std::vector<started> running;
+  running.push_back(test.call(all, 1, {}, 1s));  // with a deadline: it needs no look
+  // Threads are numbered one after the other, and every other one shares our place.
+  const std::size_t own_place = cobatch::detail::this_thread_number() % 2;
+  for (bool elsewhere = false; !elsewhere;) {
+    std::thread([&] {
+      elsewhere = cobatch::detail::this_thread_number() % 2 != own_place;
+      if (elsewhere) running.push_back(test.call(all, 2));
+    }).join();
+  }
+  test.run_for(1s);
+  CHECK(test.model.calls == 1);
+  CHECK(test.text == "2 4 ");
+}
+
 TEMPLATE_TEST_CASE("micro batcher: where the executor takes many handles at a time, a batch goes on in one sweep", "",
                    void, bool, std::size_t) {
   scene test;
@@ -299,7 +327,7 @@ TEST_CASE("micro batcher: an executor may also call that execute()") {
   static_assert(!cobatch::detail::bulk_executor<simulation>);
   scene test;
   only_overloaded executor{.counts = {.sim = test.sim}};
-  batcher all(executor, test.model.callable(), {.max_batch_size = 2});
+  batcher all(executor, test.model.callable(), {.max_batch_size = 2, .max_delay = 0ns});
   const started a = test.call(all, 1);
   const started b = test.call(all, 2);
   test.run_for(1ms);

@@ -239,6 +239,15 @@ TEST_CASE("micro batcher: beyond max_queue a caller is refused at once") {
   CHECK(callers[5].result->error().attempts == 0);
 }
 
+TEST_CASE("micro batcher: whose deadline has come does not count for max_queue, even before the clock has told it") {
+  scene test;
+  test.model.per_call = 10ms;
+  auto callers = callers_at({0ms, 1ms, 5ms});
+  callers[1].deadline = 4ms;  // the third caller comes at that moment, and is awake before the batcher's timer
+  test.run({.max_batch_size = 1, .max_queue = 1}, callers);
+  CHECK(answers(callers) == "2 at 10000, deadline_exceeded at 5000, 6 at 20000");
+}
+
 TEST_CASE("micro batcher: a full queue does not wait for max_delay while nothing runs") {
   scene test;
   auto callers = callers_at({0ms, 1ms, 2ms, 4ms});

@@ -343,6 +343,7 @@ bool micro_batch_core::enqueue_at_once(batch_waiter& waiter, desk& at) {
   answer came = answer::refused;
   locked([&](errands& found) {
     receive(at.inbox.take(), found);  // those who came before it
+    expire(waiter.arrival, found);    // and who does not wait any more
     if (waiter.stage == batch_stage::stopped) {
       waiter.outcome = batch_outcome::cancelled;
     } else if (closed_) {
@@ -536,6 +537,7 @@ void micro_batch_core::slot_arrived(micro_batch_slot& slot) {
   }
   bool begins = false;
   update([&](errands& found, std::int64_t time) {
+    receive_all(found);
     expire(time, found);
     queue_.fill(slot.group);  // those who came while it was on its way
     begins = slot.group.count > 0;
@@ -586,6 +588,7 @@ std::int64_t micro_batch_core::time_to_sleep() noexcept {
   std::int64_t pause = 0;
   locked([&](errands& found) {
     timer_ = timer_stage::awake;
+    receive_all(found);
     look(time, found);
     if (wakes_at_ == timer_queue::never) return;
     pause = wakes_at_ > time ? wakes_at_ - time : 1;
