@@ -234,6 +234,7 @@ inline void thread_pool::stop() noexcept {
 
 /// From outside: to one of the shards, so that threads that post at the same time rarely meet.
 inline bool thread_pool::post(handles all) noexcept {
+  if (all.empty()) return !stopped_.load(std::memory_order_relaxed);
   worker& target = *workers_[choose_shard()];
   const std::lock_guard visit(target.visited);
   const tell whom = target.shard.push(all);

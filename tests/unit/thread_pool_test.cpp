@@ -313,9 +313,11 @@ TEST_CASE("thread_pool: many at once may be more than its threads, or none; afte
   };
   sync_wait(begin());
   done.wait();
+  CHECK(pool.execute_all({}));
   pool.stop();
   const std::coroutine_handle<> noop = std::noop_coroutine();
   CHECK_FALSE(pool.execute_all({&noop, 1}));
+  CHECK_FALSE(pool.execute_all({}));
 }
 
 TEST_CASE("thread_pool: a thread takes back what it queued last, and nothing else") {

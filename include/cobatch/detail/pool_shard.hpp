@@ -49,7 +49,7 @@ class pool_shard {
           if (stopped_) return tell::refused;
           queued_.reserve_more(handles.size());
           for (const std::coroutine_handle<> handle : handles) queued_.push(handle);
-          has_queued_.store(true);
+          has_queued_.store(!queued_.empty());
           return is_asleep() ? tell::owner : tell::others;
         },
         [] { return tell::refused; });
