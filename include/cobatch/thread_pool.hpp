@@ -265,7 +265,7 @@ inline void thread_pool::work(worker& self) {
 
 /// What to resume now; sleeps while there is nothing; null: the pool has stopped and all is done.
 inline std::coroutine_handle<> thread_pool::next(worker& self) {
-  if (self.pace.tick(timers_seen_.load(std::memory_order_relaxed))) [[unlikely]] {
+  if (self.pace.tick(timers_seen_.load(std::memory_order_relaxed), self.shard.may_have_queued())) [[unlikely]] {
     if (const auto handle = look_around(self)) return handle;
   }
   if (const auto handle = self.ring.pop()) return handle;

@@ -170,6 +170,27 @@ TEST_CASE("thread_pool: a coroutine that reschedules itself for ever starves nei
   stopped.wait();
 }
 
+TEST_CASE("thread_pool: what comes from outside waits for a few resumptions, not for many") {
+  thread_pool pool(1);
+  bool arrived = false;
+  int turns = 0;
+  auto newcomer = [&]() -> detached {
+    co_await pool.schedule();
+    arrived = true;
+  };
+  auto busy = [&]() -> task<> {
+    co_await pool.schedule();
+    for (int i = 0; i < 20; ++i) co_await pool.schedule();
+    std::thread(newcomer).join();
+    while (!arrived) {
+      ++turns;
+      co_await pool.schedule();
+    }
+  };
+  sync_wait(busy());
+  CHECK(turns <= 5);
+}
+
 TEST_CASE("thread_pool: what a coroutine queues before it blocks its thread runs on the others") {
   thread_pool pool(3);
   std::latch meeting(3);

@@ -7,12 +7,17 @@ namespace cobatch::detail {
 
 /// How many coroutines a busy loop resumes between two looks at what is not in its own queue.
 ///
-/// Every so many where there are no timers, as no clock is read then. With timers the number follows how long the
-/// coroutines take, so that a look at the clock comes about every 20 microseconds: neither late nor dear.
+/// Every so many where there are no timers, as no clock is read then; after a few if something is known to wait. With
+/// timers the number follows how long the coroutines take, so that a look at the clock comes about every 20
+/// microseconds: neither late nor dear.
 class polling_pace {
  public:
-  /// Before each resumption; true: look around first, then say looked_around.
-  bool tick(bool timers) noexcept { return --left_ == 0 || timers != timers_; }
+  /// Before each resumption; true: look around first, then say looked_around. `waiting`: something is known to wait
+  /// there, for no more than a few resumptions.
+  bool tick(bool timers, bool waiting = false) noexcept {
+    --left_;
+    return left_ == 0 || timers != timers_ || (waiting && left_ <= left_soon_);
+  }
 
   /// After an idle time, which says nothing of the pace.
   void restart() noexcept { timers_ = false; }
@@ -20,7 +25,7 @@ class polling_pace {
   /// There are no timers.
   void looked_around() noexcept {
     timers_ = false;
-    left_ = most;
+    start(most);
   }
 
   /// `now` in nanoseconds, read in this look.
@@ -35,14 +40,21 @@ class polling_pace {
     }
     timers_ = true;
     last_look_ = now;
-    left_ = interval_;
+    start(interval_);
   }
 
  private:
-  static constexpr std::uint32_t most = 61;       // prime: in step with nothing
+  static constexpr std::uint32_t most = 61;  // prime: in step with nothing
+  static constexpr std::uint32_t few = 4;
   static constexpr std::int64_t wanted = 20'000;  // ns
 
+  void start(std::uint32_t interval) noexcept {
+    left_ = interval;
+    left_soon_ = interval - std::min(few, interval);
+  }
+
   std::uint32_t left_ = most;
+  std::uint32_t left_soon_ = most - few;
   std::uint32_t interval_ = 1;
   std::int64_t last_look_ = 0;
   bool timers_ = false;

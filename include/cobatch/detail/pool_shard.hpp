@@ -33,12 +33,15 @@ class pool_shard {
   /// Whether something is queued. Sequentially consistent with push().
   bool has_queued() const noexcept { return has_queued_.load(); }
 
+  /// The same as a hint.
+  bool may_have_queued() const noexcept { return has_queued_.load(std::memory_order_relaxed); }
+
   /// The earliest deadline, if others have to mind it. Sequentially consistent with whatever changes it, and get_up().
   nanoseconds deadline_to_mind() const noexcept { return asleep_.load() ? timer_queue::never : deadline_.load(); }
 
   /// A hint: something could be taken at this moment.
   bool has_work(nanoseconds now) const noexcept {
-    return has_queued_.load(std::memory_order_relaxed) || deadline_.load(std::memory_order_relaxed) <= now;
+    return may_have_queued() || deadline_.load(std::memory_order_relaxed) <= now;
   }
 
   /// Queues all, or none and `refused`: after stop(), or without memory. `owner`: its worker sleeps.
