@@ -110,8 +110,9 @@ class thread_pool {
   enum class parked : unsigned char { not_at_all, woken, looks, leave };
 
   static constexpr int search_turns = 7;
-  static constexpr nanoseconds shortest_nap = 50'000;  // of the one on watch
-  static constexpr nanoseconds patience = 50'000;      // with a worker that has just woken up, before others help
+  static constexpr nanoseconds shortest_nap = 50'000;                           // of the one on watch
+  static constexpr nanoseconds time_to_compare = 4 * detail::work_ring::pause;  // after a nap
+  static constexpr nanoseconds patience = 50'000;  // with a worker that has just woken up, before others help
 
   // For the timers' awaiter.
   std::size_t choose_shard() const noexcept;
@@ -289,6 +290,7 @@ inline std::coroutine_handle<> thread_pool::look_around(worker& self) noexcept {
 /// The own ring is empty: looks everywhere else, sleeps if there is nothing.
 inline std::coroutine_handle<> thread_pool::search(worker& self) {
   sleepers_.counts.begin_search();
+  nanoseconds compares_until = timer_queue::immediately;
   for (int turn = 0;;) {
     const nanoseconds now = detail::steady_now();
     if (const std::coroutine_handle<> found = self.find(workers_, now)) {
@@ -299,14 +301,15 @@ inline std::coroutine_handle<> thread_pool::search(worker& self) {
     }
     if (now < self.spin_until) {
       for (int i = 0; i < 8; ++i) detail::spin_pause();
-    } else if (turn < search_turns) {
+    } else if (turn < search_turns || (now < compares_until && self.wants_another_look())) {
       // Rarer and rarer: each look takes cache lines away from those that work.
-      for (int i = 0; i < 1 << turn; ++i) detail::spin_pause();
+      for (int i = 0; i < 1 << std::min(turn, search_turns - 1); ++i) detail::spin_pause();
       ++turn;
     } else {
       const parked outcome = park(self);
       if (outcome == parked::leave) return nullptr;
       turn = outcome == parked::woken ? 0 : outcome == parked::looks ? search_turns : search_turns - 1;
+      if (outcome == parked::looks) compares_until = detail::steady_now() + time_to_compare;
     }
   }
 }
@@ -332,7 +335,7 @@ inline std::coroutine_handle<> thread_pool::search(worker& self) {
 // one, if there is more than it can take, wakes the next. execute_all() does not rely on that chain.
 //
 // The watch is for rings that hold little and move fast, so that nothing should be stolen: instead of waking somebody
-// in vain at every push, one sleeper gets up after a nap, sees whether the work still moves, and sleeps again, longer.
+// in vain at every push, one sleeper gets up after a nap, compares two looks, and sleeps again, longer, if it moves.
 //
 // Deadlines. A worker that sleeps minds those of its own shard: under the shard's lock it says that it sleeps and reads
 // the earliest, and whoever changes that afterwards sees it there and tells it. Those of the workers that are awake are
@@ -407,7 +410,10 @@ inline auto thread_pool::watch(worker& self) noexcept -> nanoseconds {
     const bool work = any_ring_has_work();
     if (sleepers_.keep_watch(self.sleep, work)) {
       earliest = std::min(earliest, earliest_to_mind());
-      if (work) end_of_nap = now + (shortest_nap << std::min(self.naps++ / 4, 3u));
+      if (work) {
+        end_of_nap = now + (shortest_nap << std::min(self.naps / 4, 3u));
+        if (!self.wants_another_look()) ++self.naps;  // what it has seen moves
+      }
       sleepers_.keeper_sleeps_until(self.sleep, std::min(earliest, end_of_nap));
     }
   }

@@ -29,6 +29,7 @@ struct thief {
   std::size_t steal(work_ring& ring, std::int64_t now) { return ring.steal(taken, seen, now); }
 };
 
+constexpr std::int64_t soon = work_ring::pause;
 constexpr std::int64_t long_after = 1'000'000;
 
 }  // namespace
@@ -86,11 +87,46 @@ TEST_CASE("work_ring: few are left to an owner that comes to them, and taken fro
     CHECK(ring.pop() == handle(i));
     ring.push(handle(3 + i));
   }
-  CHECK(one.steal(ring, long_after) == 0);      // the owner has got through as many as there are
-  CHECK(one.steal(ring, 2 * long_after) == 0);  // a new look
+  CHECK(one.steal(ring, soon) == 0);      // the owner has got through as many as there are
+  CHECK(one.steal(ring, 2 * soon) == 0);  // a new look
   CHECK(ring.pop() == handle(3));
-  CHECK(one.steal(ring, 3 * long_after) == 1);  // only one of two since then
+  CHECK(one.steal(ring, 3 * soon) == 1);  // only one of two since then
   CHECK(one.taken[0] == handle(4));
+}
+
+TEST_CASE("work_ring: a thief that takes naps sees as well that an owner does not come to what it has") {
+  for (const std::size_t items : {1u, 4u, 7u}) {
+    for (const std::int64_t nap : {50'000, 400'000}) {
+      work_ring ring;
+      thief one;
+      for (std::size_t i = 0; i < items; ++i) ring.push(handle(i));
+      CHECK(one.steal(ring, 0) == 0);
+      for (std::size_t i = 0; i < items; ++i) ring.push(ring.pop());
+      CHECK(one.steal(ring, nap) == 0);  // says only that it came to all of them some time
+      ring.push(ring.pop());
+      CHECK(one.steal(ring, nap + soon) == (items == 1 ? 0 : (items + 1) / 2));
+    }
+  }
+}
+
+TEST_CASE("work_ring: a thief that takes naps leaves what moves to its owner") {
+  work_ring ring;
+  thief one;
+  for (std::size_t i = 0; i < 3; ++i) ring.push(handle(i));
+  for (std::int64_t now = 0; now < 100 * long_after; now += long_after) {
+    for (const std::int64_t look : {now, now + soon}) {
+      CHECK(one.steal(ring, look) == 0);
+      for (std::size_t i = 0; i < 3; ++i) ring.push(ring.pop());
+    }
+  }
+}
+
+TEST_CASE("work_ring: an owner that comes to nothing during a nap is relieved of half at the end of it") {
+  work_ring ring;
+  thief one;
+  for (std::size_t i = 0; i < 4; ++i) ring.push(handle(i));
+  CHECK(one.steal(ring, 0) == 0);
+  CHECK(one.steal(ring, long_after) == 2);
 }
 
 TEST_CASE("work_ring: a thief that was asked to takes one, however few there are") {
@@ -138,8 +174,8 @@ TEST_CASE("work_ring: a thief that watches a lone item does not take what was pu
   CHECK(one.steal(ring, 0) == 0);
   CHECK(ring.take_back(handle(0)));
   ring.push(handle(1));
-  CHECK(one.steal(ring, long_after) == 0);  // not the one that it saw
-  CHECK(one.steal(ring, 2 * long_after) == 0);
-  CHECK(one.steal(ring, 3 * long_after) == 1);
+  CHECK(one.steal(ring, soon) == 0);  // not the one that it saw
+  CHECK(one.steal(ring, 2 * soon) == 0);
+  CHECK(one.steal(ring, 3 * soon) == 1);
   CHECK(one.taken[0] == handle(1));
 }

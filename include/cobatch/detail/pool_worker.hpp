@@ -39,6 +39,9 @@ struct alignas(cache_line) pool_worker {
   /// the ring.
   std::coroutine_handle<> find(all_workers all, nanoseconds now) noexcept;
 
+  /// find() found nothing, but has seen handles somewhere, and will know whether they move if it looks again.
+  bool wants_another_look() const noexcept { return glance_.open(); }
+
   work_ring ring;
   const void* const pool;
   polling_pace pace;

@@ -105,12 +105,20 @@ class work_ring {
     const work_ring* ring = nullptr;
     std::uint64_t head = 0;
     std::int64_t at = 0;
+
+    /// Whether it has still to be compared with another look.
+    bool open() const noexcept { return ring != nullptr; }
   };
+
+  /// The shortest time between two looks that are compared, in ns; about what it costs to move a coroutine and what it
+  /// works on.
+  static constexpr std::int64_t pause = 2000;
 
   /// A thief: moves the older half, rounded up, but no more than Most, to `taken`; how many.
   ///
   /// Few handles are left to their owner, who will come to them sooner than they could move to another core, unless
-  /// two looks with at least `pause` nanoseconds between them show that it does not get that far.
+  /// two looks with at least `pause` between them show that it does not get that far. Looks that are far apart, as
+  /// before and after a nap, show that only if it has come to none at all; else they are no measure of what it does now.
   template <std::size_t Most>
   std::size_t steal(std::array<std::coroutine_handle<>, Most>& taken, glance& seen, std::int64_t now) noexcept {
     // acquire: the tail read next is no older than this head.
@@ -118,10 +126,15 @@ class work_ring {
     const std::uint32_t size = size_behind(head);
     if (size >= plenty) return take(taken, half);
     if (seen.ring == this) {
-      if (size > 0 && now - seen.at < pause) return 0;
+      const std::int64_t elapsed = now - seen.at;
+      if (size > 0 && elapsed < pause) return 0;
       seen.ring = nullptr;  // one ring is watched at a time, so that each gets its turn
+      if (size == 0) return 0;
+      const bool far_apart = elapsed > 16 * pause;
       // Anything taken back counts as if it had come to all of them.
-      if (size > 0 && head - seen.head < size) return take(taken, half);
+      const std::uint64_t done = head - seen.head;
+      if (done < (far_apart ? 1 : size)) return take(taken, half);
+      if (far_apart) seen = {this, head, now};
     } else if (size > 0 && seen.ring == nullptr) {
       seen = {this, head, now};
     }
@@ -153,7 +166,6 @@ class work_ring {
 
   static constexpr std::uint64_t retraction = std::uint64_t{1} << 32;
   static constexpr std::uint32_t plenty = 8;
-  static constexpr std::int64_t pause = 2000;  // ns; about what it costs to move a coroutine and what it works on
   enum share : bool { half, one };
 
   static constexpr std::uint32_t position(std::uint64_t head) noexcept { return static_cast<std::uint32_t>(head); }
