@@ -181,7 +181,7 @@ TEST_CASE("thread_pool: what comes from outside waits for a few resumptions, not
   auto busy = [&]() -> task<> {
     co_await pool.schedule();
     for (int i = 0; i < 20; ++i) co_await pool.schedule();
-    std::thread(newcomer).join();
+    std::thread([&] { newcomer(); }).join();
     while (!arrived) {
       ++turns;
       co_await pool.schedule();
