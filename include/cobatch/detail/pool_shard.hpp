@@ -30,13 +30,14 @@ class pool_shard {
   /// Who has to be told of a change.
   enum class tell : unsigned char { refused, nobody, owner, others };
 
-  /// Whether something is queued. Sequentially consistent with push().
+  /// Whether something is queued: sequentially consistent with push(); not any more: some time after take().
   bool has_queued() const noexcept { return has_queued_.load(); }
 
   /// The same as a hint.
   bool may_have_queued() const noexcept { return has_queued_.load(std::memory_order_relaxed); }
 
-  /// The earliest deadline, if others have to mind it. Sequentially consistent with whatever changes it, and get_up().
+  /// The earliest deadline, if others have to mind it. Sequentially consistent with whatever makes it earlier, and
+  /// get_up(); it may still be one that is gone.
   nanoseconds deadline_to_mind() const noexcept { return asleep_.load() ? timer_queue::never : deadline_.load(); }
 
   /// A hint: something could be taken at this moment.
@@ -98,7 +99,8 @@ class pool_shard {
     const std::size_t size = queued_.size();
     const std::size_t share = std::min(most - count, shares ? size - size / 2 : size);
     for (std::size_t i = 0; i < share; ++i) taken[count++] = queued_.pop();
-    if (share > 0 && share == size) has_queued_.store(false);
+    // relaxed: who still reads true looks once in vain.
+    if (share > 0 && share == size) has_queued_.store(false, std::memory_order_relaxed);
     return count;
   }
 
@@ -145,8 +147,11 @@ class pool_shard {
     const nanoseconds first = earliest();
     const nanoseconds before = deadline_.load(std::memory_order_relaxed);
     if (first == before) return tell::nobody;  // others read the line
+    if (first > before) {
+      deadline_.store(first, std::memory_order_relaxed);  // who still reads the earlier one looks once in vain
+      return tell::nobody;
+    }
     deadline_.store(first);
-    if (first > before) return tell::nobody;
     return is_asleep() ? tell_owner(first) : tell::others;
   }
 
