@@ -14,7 +14,7 @@ namespace cobatch::detail {
 class batch_alarm {
  public:
   /// Throws std::bad_alloc.
-  void make() { wake_ = std::stop_source(); }
+  void make() { wake_ = new_stop_source(); }
   /// The timekeeper is there, or is not after all.
   void expect_timekeeper(bool there) noexcept {
     const std::lock_guard lock(mutex_);

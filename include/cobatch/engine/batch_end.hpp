@@ -81,10 +81,10 @@ void batch_engine<Types>::start(std::size_t workers) {
   const std::size_t room = names::weighs ? options_.max_concurrency : std::min(options_.max_concurrency, options_.max_weight);
   workers = std::clamp<std::size_t>(std::min({workers, concurrency_of(ex_), room, most}), 1, most);
   if (needs_.tokens) {
-    attempts_stop_ = std::stop_source();
+    attempts_stop_ = new_stop_source();
     attempts_token_ = attempts_stop_.get_token();
   }
-  if constexpr (source::awaited) reading_stop_ = std::stop_source();
+  if constexpr (source::awaited) reading_stop_ = new_stop_source();
   if (needs_.gates) wait_.make();
   reader_.prepare();
   if constexpr (names::has_timers) {

@@ -180,7 +180,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
   /// Gives the next attempts a stop token that nobody has stopped, unless the batch has.
   void renew_stop(const std::stop_token& batch) {
     link.reset();
-    stop = std::stop_source();
+    stop = new_stop_source();
     link.emplace(batch, on_stop{this});
     stop_used = false;
   }

@@ -23,7 +23,7 @@ namespace cobatch::detail {
 class one_wait {
  public:
   /// Only where there is something to wait for. Throws std::bad_alloc.
-  void make() { source_ = std::stop_source(); }
+  void make() { source_ = new_stop_source(); }
 
   /// A wait begins, unless `refused()`, which is asked under the lock. Its time is up at `deadline`.
   template <class Refused>

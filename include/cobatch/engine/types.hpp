@@ -120,10 +120,16 @@ struct batch_needs {
   const bool plain;          ///< nothing happens to a sample but its predict, perhaps under a kept permit
 };
 
+/// Out of line: GCC 12 sees an uninitialised temporary in std::stop_source() where that is inlined.
+[[gnu::noinline]] inline std::stop_source new_stop_source() {
+  std::stop_source made;
+  return made;
+}
+
 /// What `current` was, to be stopped; it becomes a fresh one, or stays where there is no memory.
 inline std::stop_source take_source(std::stop_source& current) {
   std::stop_source taken = current;
-  guarded([&] { current = std::stop_source(); }, [] {});
+  guarded([&] { current = new_stop_source(); }, [] {});
   return taken;
 }
 
