@@ -254,7 +254,7 @@ inline bool parse(std::span<char*> arguments, command_line& wanted) {
 /// The columns: what was asked for, then what some rows have beyond it.
 inline std::vector<std::size_t> columns_of(const command_line& wanted) {
   std::vector<std::size_t> columns = wanted.threads;
-  for (const std::size_t more : {24, 64}) {
+  for (const std::size_t more : {std::size_t{24}, std::size_t{64}}) {
     if (std::ranges::find(columns, more) == columns.end()) columns.push_back(more);
   }
   return columns;
