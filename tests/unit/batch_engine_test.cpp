@@ -255,7 +255,8 @@ TEST_CASE("batch_engine: timers that end while a sample sleeps for its retry end
         CHECK(each.error().code == (each.error().attempts == 0 ? errc::executor_stopped : errc::exception));
       }
       CHECK(attempts == static_cast<std::uint32_t>(calls));
-      if (timers == 1) CHECK(calls == 2);
+      // The one sleep there is began before the first failures, or with them.
+      if (timers == 1) CHECK((calls == 2 || calls == 4));
       if (timers == 7) CHECK(calls == 6);
     }
   }
