@@ -121,7 +121,8 @@ class failing_timers {
 
  private:
   task<bool> sleep(bool works, std::chrono::nanoseconds delay, std::stop_token token) {
-    co_return works && co_await loop.schedule_after(delay, std::move(token));
+    if (!works) co_return false;  // no &&: GCC 12 awaits its right operand in any case
+    co_return co_await loop.schedule_after(delay, std::move(token));
   }
 
   int left_;
@@ -255,8 +256,7 @@ TEST_CASE("batch_engine: timers that end while a sample sleeps for its retry end
         CHECK(each.error().code == (each.error().attempts == 0 ? errc::executor_stopped : errc::exception));
       }
       CHECK(attempts == static_cast<std::uint32_t>(calls));
-      // The one sleep there is began before the first failures, or with them.
-      if (timers == 1) CHECK((calls == 2 || calls == 4));
+      if (timers == 1) CHECK(calls == 2);
       if (timers == 7) CHECK(calls == 6);
     }
   }
