@@ -75,7 +75,7 @@ class input_reader<Engine, Source> {
     if (source.exhausted()) return claim::exhausted;
     if (!source.turn().enter()) return claim::elsewhere;
     const auto leave = [&](claim answer) {
-      if (source.turn().leave() && answer != claim::exhausted) engine_.start_worker();
+      if (source.turn().leave() && !source.exhausted()) engine_.start_worker();
       return answer;
     };
     // Read and put down since we looked, or the end.
@@ -97,10 +97,10 @@ class input_reader<Engine, Source> {
           return true;
         });
     if (!at_once && !mark.finished()) return claim::elsewhere;  // whoever comes with it starts a worker
-    if (!threw) finish_read();
+    item_type* const read = threw ? nullptr : finish_read();
     engine_.counted().drop_spare_holder();
-    take(to);
-    return leave(to.empty() ? claim::exhausted : claim::taken);
+    if (read) to.push(*read);
+    return leave(read ? claim::taken : claim::exhausted);
   }
 
  private:
@@ -124,16 +124,18 @@ class input_reader<Engine, Source> {
       comes_home_ = false;
       engine_.refused();
     }
-    finish_read();
+    if (item_type* const read = finish_read()) came_.store(read);
     engine_.input().turn().leave();
     // Who asked is served by the same worker.
     engine_.start_worker_with_holder();  // *this may be gone
   }
 
  private:
-  void finish_read() {
+  /// What has come; null at the end.
+  item_type* finish_read() {
     waits_ = false;
     item_->waited = engine_.input_wait_ended(this, began_);
+    item_type* read = nullptr;
     const auto use = [&](auto&& next) {
       if (!next) {
         engine_.input().end();
@@ -143,9 +145,10 @@ class input_reader<Engine, Source> {
       item_->sample.emplace(*std::forward<decltype(next)>(next));
       item_->index = engine_.input().count();
       engine_.sink().place(*item_);
-      came_.store(std::exchange(item_, nullptr));
+      read = std::exchange(item_, nullptr);
     };
     guarded([&] { frame_->wait.resume(use); }, [&] { unreadable(); });
+    return read;
   }
   void thrown(std::exception_ptr) {
     waits_ = false;

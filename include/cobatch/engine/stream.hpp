@@ -5,6 +5,7 @@
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -43,8 +44,14 @@ class stream_close;
 /// the same operations.
 ///
 /// `returned_` is a stack of empty boxes: pushed by the consumer's side, taken as a whole by the lane that reads the
-/// input. A lane that finds no box says so in starved_ and looks once more; the consumer returns a box and then looks
-/// at starved_; both seq_cst, so that one of them sees the other.
+/// input. `reading_` says whether that lane found one:
+///
+///     fed ──> starved   who has the turn to read, and found none; it then looks once more
+///     starved ──> told  the consumer's side, after it has returned boxes; it then wakes a worker
+///     any ──> fed       who has the turn to read, and found one
+///
+/// All of it is seq_cst, so that one of the two sees the other. The consumer may find all workers running: each looks
+/// before it rests whether boxes lie there for a reader that is not fed.
 template <class Types>
 class stream_state {
   struct box;
@@ -100,10 +107,10 @@ class stream_state {
       started_ = true;
     }
     if (absorb()) return true;
-    if (!engine_.is_cheap() || !starved_.load()) return false;
+    if (reading_.load() != supply::starved) return false;
     give_back_all();
-    if (!starved_.exchange(false)) return false;
-    if (!engine_.work_here()) engine_.wake();
+    if (!tell_reader()) return false;
+    if (!engine_.is_cheap() || !engine_.work_here()) engine_.wake();
     return absorb();
   }
 
@@ -166,7 +173,10 @@ class stream_state {
   Item* reserve() {
     for (;;) {
       if (!empty_) empty_ = returned_.exchange(nullptr);
-      if (empty_) return std::exchange(empty_, after(empty_));
+      if (empty_) {
+        if (reading_.load(std::memory_order_relaxed) != supply::fed) reading_.store(supply::fed);
+        return std::exchange(empty_, after(empty_));
+      }
       if (boxes_left_ != 0) {
         box* const made = guarded([] { return new box(); }, []() -> box* { return nullptr; });
         if (made) {
@@ -175,9 +185,8 @@ class stream_state {
         }
       }
       if (boxes_left_ == window_) return nullptr;  // no memory for the first one: nobody would ever give one back
-      starved_.store(true);
+      reading_.store(supply::starved);
       if (returned_.load() == nullptr) return nullptr;
-      starved_.store(false);
     }
   }
   template <class Item>
@@ -192,7 +201,7 @@ class stream_state {
   bool can_go_on() const noexcept { return boxes_left_ != window_; }
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
-  bool room_came() noexcept { return starved_.load() && returned_.load() != nullptr && starved_.exchange(false); }
+  bool room_came() const noexcept { return reading_.load() != supply::fed && returned_.load() != nullptr; }
 
   template <class Sample>
   void settled(handful& done, const Sample& sample) noexcept {
@@ -212,6 +221,8 @@ class stream_state {
   }
 
  private:
+  enum class supply : std::uint8_t { fed, starved, told };
+
   // A sample that was read, and its outcome. The last one has no outcome; its slot is null.
   struct box : Types::source::template item_for<result>::item {
     result outcome = result(unexpect, error(errc::not_started, {}, 0));
@@ -354,7 +365,9 @@ class stream_state {
     if (!used_.newest) used_.oldest = used;
     used_.newest = used;
     // Not one by one, unless somebody waits for them or hardly any are left.
-    if (++used_count_ > held_back_ || !ready_ || (starved_.load() && !engine_.is_cheap())) give_back_all();
+    if (++used_count_ > held_back_ || !ready_ || (reading_.load() == supply::starved && !engine_.is_cheap())) {
+      give_back_all();
+    }
   }
   void give_back_all() noexcept {
     if (!used_.newest) return;
@@ -365,8 +378,12 @@ class stream_state {
       used.oldest->next = top;
     } while (!returned_.compare_exchange_weak(top, used.newest));
     // Samples that take next to no time are computed when the consumer asks for them: see look().
-    if (!starved_.load() || engine_.is_cheap()) return;
-    if (starved_.exchange(false)) engine_.wake();
+    if (!engine_.is_cheap() && tell_reader()) engine_.wake();
+  }
+  /// True: the caller wakes a worker.
+  bool tell_reader() noexcept {
+    supply seen = reading_.load();
+    return seen == supply::starved && reading_.compare_exchange_strong(seen, supply::told);
   }
 
   executor_type& ex_;
@@ -378,7 +395,7 @@ class stream_state {
 
   std::atomic<box*> finished_{nullptr};
   std::atomic<box*> returned_{nullptr};
-  std::atomic<bool> starved_{false};
+  std::atomic<supply> reading_{supply::fed};
 
   // The consumer's side.
   std::coroutine_handle<> consumer_;
