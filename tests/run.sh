@@ -24,13 +24,14 @@ configurations() {
 gcc-20                 | everyday | gcc   | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 gcc-20-tsan            | everyday | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=threads
 clang-libcxx-20-asan   | everyday | clang | libc++    | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
-gcc-20-asan            | all      | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
+gcc-20-asan            | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
+gcc-23-asan            | all      | gcc   | libstdc++ | 23 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
 gcc-20-benchmarks      | all      | gcc   | libstdc++ | 20 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_BENCHMARKS=ON
-gcc-23                 | all      | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+gcc-23                 | named    | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libstdcxx-20     | named    | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libstdcxx-23     | named    | clang | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 clang-libcxx-20        | named    | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
+clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=threads
 TABLE
 }
 

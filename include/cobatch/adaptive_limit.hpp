@@ -19,7 +19,7 @@
 #include <cobatch/expected.hpp>
 #include <cobatch/semaphore.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// How an adaptive_limit moves.
 enum class adaptive_algorithm : unsigned char {

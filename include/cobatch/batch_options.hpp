@@ -12,7 +12,7 @@
 
 #include <cobatch/detail/config.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 class async_semaphore;
 class batch_observer;

@@ -21,7 +21,7 @@
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 

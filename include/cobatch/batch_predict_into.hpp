@@ -19,7 +19,7 @@
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// What batch_predict_into() gives: how the samples ended. The three numbers add up to all of them.
 struct batch_counts {

@@ -24,7 +24,7 @@
 #include <cobatch/expected.hpp>
 #include <cobatch/task.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// How batch_predict_many() cuts its input, and what it does with a batch that fails.
 struct many_options {

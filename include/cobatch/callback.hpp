@@ -12,7 +12,7 @@
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 

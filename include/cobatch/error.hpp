@@ -10,7 +10,7 @@
 
 #include <cobatch/detail/config.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Why a sample has no value.
 enum class errc : std::uint8_t {

@@ -17,7 +17,7 @@
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Something that resumes coroutines: `ex.execute(handle)` queues the handle, to be resumed once, soon, on a thread
 /// of its own choice. It returns nothing, or a bool: false means refused, the handle was not taken. Throwing means

@@ -1,28 +1,13 @@
 #pragma once
 
-#include <version>
-
 #include <cobatch/detail/config.hpp>
 
-// COBATCH_USE_STD_EXPECTED: 1 makes the names below aliases of the standard library's, 0 the implementation
-// that follows. Unless the user says, the standard's are taken where they have the monadic operations. All
-// translation units of a program should agree; where two do not, their functions have different types and
-// fail to link.
-#if !defined(COBATCH_USE_STD_EXPECTED)
-#if defined(__cpp_lib_expected) && __cpp_lib_expected >= 202211L
-#define COBATCH_USE_STD_EXPECTED 1
-#else
-#define COBATCH_USE_STD_EXPECTED 0
-#endif
-#elif COBATCH_USE_STD_EXPECTED && !defined(__cpp_lib_expected)
-#error "COBATCH_USE_STD_EXPECTED=1, but this standard library has no std::expected in this language mode"
-#endif
-
+// COBATCH_USE_STD_EXPECTED (detail/abi.hpp) says whose the names below are.
 #if COBATCH_USE_STD_EXPECTED
 
 #include <expected>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 using std::bad_expected_access;
 using std::expected;
@@ -56,7 +41,7 @@ inline constexpr bool is_expected_v<expected<T, E>> = true;
 
 // A long header, as C++20 has no deduced this: most members come once for each of up to four value
 // categories.
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// A value of type T, or the error of type E that says why there is none: C++23's std::expected in C++20.
 ///

@@ -31,7 +31,7 @@
 #include <cobatch/simulation.hpp>
 #include <cobatch/task.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// How find_limit() looks. A trivially copyable aggregate for designated initialisers.
 struct find_limit_options {

@@ -15,12 +15,13 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// For a batch that hangs: knows what is in flight, since when, and what it waits for.
 ///

@@ -4,10 +4,11 @@
 #include <cstdint>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/histogram.hpp>
 #include <cobatch/detail/saturating.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// How long things took: any quantile to within 1 %, whatever the range, in 30 KB that the first record() allocates.
 ///

@@ -18,12 +18,13 @@
 #include <utility>
 #include <variant>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// How much an event matters.
 enum class log_level : std::uint8_t {

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/histogram.hpp>
@@ -26,7 +27,7 @@
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Counts what batches do: `batch_metrics metrics; ... {.observer = &metrics}; metrics.write_summary(std::cout);`
 ///

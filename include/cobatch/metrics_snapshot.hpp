@@ -25,7 +25,7 @@
 #include <cobatch/error.hpp>
 #include <cobatch/latency_histogram.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// What holds a batch up, see metrics_snapshot::slowed_by().
 enum class bottleneck : std::uint8_t {

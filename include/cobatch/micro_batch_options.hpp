@@ -7,8 +7,9 @@
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/abi.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// When a micro_batcher starts a batch, and how many callers may wait for one.
 ///

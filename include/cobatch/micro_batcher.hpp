@@ -20,7 +20,7 @@
 #include <cobatch/expected.hpp>
 #include <cobatch/micro_batch_options.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 

@@ -12,7 +12,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/error.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// A batch begins: the first thing that is told of it.
 struct batch_info {

@@ -16,7 +16,7 @@
 #include <cobatch/executor.hpp>
 #include <cobatch/stream_options.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Anything whose `co_await source.next()` gives an optional sample, empty at the end.
 template <class Source>

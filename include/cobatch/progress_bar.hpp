@@ -29,7 +29,7 @@
 #include <sys/ioctl.h>
 #endif
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Whether to draw over the last line, or to write plain ones.
 enum class progress_style : std::uint8_t {

@@ -19,7 +19,7 @@
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 

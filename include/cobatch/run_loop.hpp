@@ -24,7 +24,7 @@
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 class run_loop;
 namespace detail {

@@ -17,7 +17,7 @@
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 class async_semaphore;
 

@@ -20,7 +20,7 @@
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Thrown by simulation::run when everything waits and no timer is left: on another executor this would hang.
 class deadlock_error : public std::logic_error {

@@ -4,7 +4,9 @@
 #include <type_traits>
 #include <utility>
 
-namespace cobatch {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI {
 
 /// In which order a stream gives its results.
 enum class result_order : unsigned char {

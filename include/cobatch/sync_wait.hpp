@@ -4,12 +4,13 @@
 #include <mutex>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/driver.hpp>
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Awaits from a plain function: starts `awaitable` on this thread, blocks the thread until it is done, and returns
 /// its result (void, a reference, or a value moved out) or rethrows its exception.

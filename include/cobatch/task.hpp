@@ -13,7 +13,7 @@
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/detail/task_chain.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 template <class T>

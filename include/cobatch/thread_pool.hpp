@@ -29,7 +29,7 @@
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 class thread_pool;
 namespace detail {

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/saturating.hpp>
@@ -24,7 +25,7 @@
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Records attempts and writes them as a Chrome trace, which https://ui.perfetto.dev and chrome://tracing open.
 ///

@@ -3,6 +3,8 @@
 
 #include <string_view>
 
+#include <cobatch/detail/abi.hpp>
+
 // The build reads the project's version from these three lines.
 #define COBATCH_VERSION_MAJOR 0
 #define COBATCH_VERSION_MINOR 1
@@ -19,7 +21,7 @@
   COBATCH_DETAIL_STRING(COBATCH_VERSION_MAJOR) \
   "." COBATCH_DETAIL_STRING(COBATCH_VERSION_MINOR) "." COBATCH_DETAIL_STRING(COBATCH_VERSION_PATCH)
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// The version's three numbers, for code that prefers constants to macros.
 inline constexpr int version_major = COBATCH_VERSION_MAJOR;

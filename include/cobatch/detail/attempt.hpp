@@ -6,9 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/awaitable.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 template <class T>
 class task;

@@ -5,9 +5,11 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
+
 /// What the language does to the operand of `co_await`, as functions and concepts.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 template <class T>
 concept await_suspend_result =

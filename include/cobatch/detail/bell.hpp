@@ -5,7 +5,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A coroutine handle for an object that is no coroutine: each resumption calls `object.rung()`.
 ///

@@ -2,9 +2,10 @@
 
 #include <mutex>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// For what is mostly locked for no more than a microsecond or so: lock() spins somewhat longer before the thread goes
 /// to sleep, from which it would come back only after many times that.

@@ -2,7 +2,9 @@
 
 #include <cstddef>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The size of a cache line where it is known to matter.
 inline constexpr std::size_t cache_line = 64;

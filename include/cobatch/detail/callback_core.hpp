@@ -4,11 +4,12 @@
 #include <coroutine>
 #include <cstdint>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/waiter.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The meeting of one coroutine that waits and of all copies of the callback that it waits for, whoever comes first.
 ///

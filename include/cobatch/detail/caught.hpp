@@ -10,7 +10,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// `co_await caught(call)` awaits what `call()` returns and gives its value, or what was thrown by either, as an
 /// expected: a try block that also compiles without exceptions. Await it where it stands; it refers to `call`.

@@ -6,11 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
-#define COBATCH_EXCEPTIONS 1
-#else
-#define COBATCH_EXCEPTIONS 0
-#endif
+#include <cobatch/detail/abi.hpp>
 
 #if !defined(__cpp_impl_coroutine) || __cplusplus < 202002L
 #error "cobatch needs C++20 with coroutines: compile with -std=c++20 or newer (GCC 12+, Clang 16+)"
@@ -38,7 +34,7 @@
 #define COBATCH_COROUTINES_END
 #endif
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Ends the program with a message: what a violated precondition, or a throw without exceptions, comes to.
 [[noreturn]] inline void fail(const char* message) noexcept {

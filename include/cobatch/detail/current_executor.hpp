@@ -4,7 +4,9 @@
 #include <coroutine>
 #include <cstddef>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What is known of an executor type once the type is erased.
 struct executor_table {

@@ -14,7 +14,7 @@
 
 /// How a plain function awaits: sync_wait, run_loop::run and simulation::run start a driver and wait for its end.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Told of the end of a driver that did not end inside start(); lives on the stack of the waiting function.
 class driver_end {

@@ -4,11 +4,12 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/unexpected.hpp>
 
 // What expected<T, E> and expected<void, E> share: their constraints, and the exchange of a value for an
 // error.
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 template <class T, class E>
 class expected;

@@ -3,11 +3,12 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/expected_content.hpp>
 #include <cobatch/detail/invoke.hpp>
 #include <cobatch/detail/unexpected.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 template <class F, class Self>
 struct result_with_value : std::invoke_result<F, decltype(std::declval<Self>().operator*())> {};

@@ -5,13 +5,14 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/assert.hpp>
 #include <cobatch/detail/expected_content.hpp>
 #include <cobatch/detail/expected_monadic.hpp>
 #include <cobatch/detail/invoke.hpp>
 #include <cobatch/detail/unexpected.hpp>
 
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 /// Success without a value, or an error of type E: the form of expected for functions that otherwise return
 /// nothing.

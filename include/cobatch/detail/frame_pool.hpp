@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <new>
 
+#include <cobatch/detail/abi.hpp>
+
 /// COBATCH_RECYCLE_FRAMES: 0 takes every coroutine frame from the heap. The default under AddressSanitizer, which could
 /// not see a use after free in recycled memory. Units of one program may differ.
 #if !defined(COBATCH_RECYCLE_FRAMES)
@@ -18,7 +20,7 @@
 #define COBATCH_RECYCLE_FRAMES 1
 #endif
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Memory for coroutine frames: per-thread free lists by size class, so that a frame costs no call of the heap.
 ///

@@ -5,7 +5,9 @@
 #include <memory>
 #include <utility>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A first-in-first-out queue of coroutine handles in one growing ring: no allocation once it is large enough.
 class handle_queue {

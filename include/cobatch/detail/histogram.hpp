@@ -9,7 +9,9 @@
 #include <memory>
 #include <type_traits>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A count as a std::size_t, whether that is its type already or not.
 template <class Integer>

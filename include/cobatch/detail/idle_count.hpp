@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How many workers of a pool search for work, how many sleep, and whether one of those that sleep is on watch (it
 /// will look for work again by itself, soon), in one atomic word.

@@ -3,7 +3,9 @@
 #include <type_traits>
 #include <utility>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 template <class Object, class Member, class Class>
 constexpr decltype(auto) object_of(Object&& object, Member Class::*) {

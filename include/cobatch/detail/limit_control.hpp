@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstddef>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 struct limit_settings {
   bool by_latency = true;  // false: additive increase, whatever the latency

@@ -6,9 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/expected.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Something with size() and [], such as a vector.
 template <class Results>

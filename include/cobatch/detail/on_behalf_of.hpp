@@ -2,9 +2,10 @@
 
 #include <coroutine>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A coroutine that waits for something on behalf of `Owner`: starts when it is first resumed, destroys itself at its
 /// end and then tells its owner, ended(); what it throws it tells before that, failed(), inside the handler.

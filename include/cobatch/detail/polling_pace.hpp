@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How many coroutines a busy loop resumes between two looks at what is not in its own queue.
 ///

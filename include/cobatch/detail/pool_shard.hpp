@@ -14,7 +14,7 @@
 #include <cobatch/detail/handle_queue.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What one worker of a pool shares with everybody, beside its ring: a queue for what comes from other threads, and
 /// its timers.

@@ -8,6 +8,7 @@
 #include <span>
 #include <thread>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/polling_pace.hpp>
@@ -16,7 +17,7 @@
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/work_ring.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// One thread of a thread_pool: its queues, and how it comes by work that is not in its own ring.
 ///

@@ -2,10 +2,11 @@
 
 #include <type_traits>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/stop_token.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What one call of predict takes and gives: all that the engine needs to know of its type. Reference is what the
 /// source gives; the sample may be taken away only where it belongs to the batch.

@@ -10,7 +10,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/text.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Labels as Prometheus' text format has them between its braces: `model="mlp",zone="eu"`.
 ///

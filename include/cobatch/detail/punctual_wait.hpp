@@ -6,11 +6,13 @@
 
 #if defined(__linux__)
 #include <sys/prctl.h>
+
+#include <cobatch/detail/abi.hpp>
 #endif
 
 /// Waiting for a deadline on the steady clock without being late: sleep until a little before, spin through the rest.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The steady clock in nanoseconds since its epoch.
 inline std::int64_t steady_now() noexcept {

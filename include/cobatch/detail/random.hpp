@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <random>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A well mixed number for each input: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014). The same everywhere,
 /// unlike the distributions of the standard library, and without state to share between threads.

@@ -15,7 +15,7 @@
 #include <cobatch/detail/token_bucket.hpp>
 #include <cobatch/detail/waiter.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 enum class rate_outcome : unsigned char {
   none,       ///< not waiting, nothing taken

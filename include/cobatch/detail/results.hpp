@@ -22,7 +22,7 @@
 
 /// Where outcomes are written while a batch runs: slots that never move.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// `slot = Result(arguments...)`, also for results that cannot be assigned. If it throws, the slot holds what it held.
 ///

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <limits>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 // Arithmetic on times that come from users, from their clocks, or from a sum without end: what would be beyond the ends
 // of the range is the end.

@@ -10,7 +10,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/waiter.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Permits as they are counted: signed, for what is free falls below zero where a limit is lowered below use.
 using permit_count = std::int64_t;

@@ -10,13 +10,14 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/idle_count.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The workers of a pool that sleep: who they are, how each is woken, and which of them minds the others' clocks.
 ///

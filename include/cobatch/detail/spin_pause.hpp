@@ -1,6 +1,8 @@
 #pragma once
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// One turn of a spin loop: leaves the core to its other hardware thread for a moment.
 inline void spin_pause() noexcept {

@@ -1,6 +1,8 @@
 #pragma once
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Recognises "finished inside my own resume() call" without an atomic.
 ///

@@ -8,7 +8,7 @@
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What a task's frame holds apart from its result: who goes on when it ends, and what keeps the stack shallow where
 /// tasks await tasks, however deep.

@@ -10,7 +10,9 @@
 #include <string>
 #include <string_view>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How many bytes the character has that `rest`, which is not empty, begins with; 0: it is no UTF-8.
 inline std::size_t utf8_length(std::string_view rest) noexcept {

@@ -7,9 +7,10 @@
 #include <stop_token>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What schedule_after() of run_loop, thread_pool and simulation returns; see timer_state for the transitions.
 ///

@@ -7,9 +7,10 @@
 #include <limits>
 #include <vector>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/timer_run.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Timers by deadline. Equal deadlines are taken in the order in which they were set.
 ///

@@ -9,7 +9,7 @@
 
 #include <cobatch/detail/config.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The life of one timer; every transition happens under the lock of the executor that owns the queue.
 ///

@@ -5,7 +5,9 @@
 #include <compare>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A point in time: whole nanoseconds, and the part of one that makes sums of thirds come out right.
 ///

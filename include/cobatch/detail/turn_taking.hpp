@@ -3,9 +3,10 @@
 #include <atomic>
 #include <cstdint>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// One at a time, by turns that are tried and not waited for; nobody who found it taken is forgotten.
 ///

@@ -8,7 +8,7 @@
 #include <cobatch/detail/config.hpp>
 
 // The words around expected. In namespace cobatch, not detail: expected.hpp is where users get them from.
-namespace cobatch {
+namespace cobatch::inline COBATCH_ABI {
 
 template <class E>
 class unexpected;

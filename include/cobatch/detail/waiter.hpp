@@ -3,11 +3,12 @@
 #include <coroutine>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/current_executor.hpp>
 
 /// Suspended coroutines in lists that cost no memory of their own, and how they go on.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 class waiter_list;
 

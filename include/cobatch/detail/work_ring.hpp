@@ -11,7 +11,7 @@
 
 #include <cobatch/detail/config.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// One worker's queue: a ring that grows, first in, first out, from which other workers steal.
 ///

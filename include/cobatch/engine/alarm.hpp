@@ -5,9 +5,10 @@
 #include <stop_token>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/types.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How others wake a batch's timekeeper, and how the two ends of a batch meet: that nobody is counted any more, and that
 /// the timekeeper has gone. Whoever brings the second one finishes the batch.

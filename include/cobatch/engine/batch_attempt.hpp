@@ -7,9 +7,10 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/batch_engine.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 // One attempt: a call of predict, its outcome, and whether there is to be another.
 

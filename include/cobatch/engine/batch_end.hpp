@@ -7,9 +7,10 @@
 #include <stop_token>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/batch_engine.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 // How a batch begins, what it does because of the time, and how it ends.
 

@@ -40,7 +40,7 @@
 /// What a batch is made of. What its parts do is in batch_way.hpp, batch_attempt.hpp and batch_end.hpp; batch.hpp has all of
 /// it, README.md in this folder the picture.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Types has `executor`, `source`, `predict` and `sink`: where outcomes go. The sink has
 ///

@@ -6,9 +6,10 @@
 #include <exception>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/batch_engine.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 // A sample's way: where it comes from, what it must have before it starts, and what becomes of it.
 

@@ -11,6 +11,7 @@
 #include <span>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/start_mark.hpp>
@@ -18,7 +19,7 @@
 #include <cobatch/engine/lane.hpp>
 #include <cobatch/engine/pace.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How many loops of whatever batches are on this thread's stack, one inside the other.
 inline thread_local constinit std::size_t this_thread_loops = 0;

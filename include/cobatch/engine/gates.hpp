@@ -19,7 +19,7 @@
 ///
 /// Engine has begin_wait(lane, what, stop&) and end_wait(lane, what); see one_wait.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// What came of one of them.
 enum class entry : unsigned char {

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Who a batch still has to wait for, in one atomic word; its end is when nobody is left.
 ///

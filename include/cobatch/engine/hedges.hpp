@@ -16,7 +16,7 @@
 #include <cobatch/engine/lane.hpp>
 #include <cobatch/engine/types.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Two attempts of the same sample, guarded by the lock of attempt_watch.
 template <class Types>

@@ -21,7 +21,7 @@
 
 /// Where samples come from. All kinds hand out sample numbers in input order, in portions.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Several threads may read different elements at once: the elements exist, reading one runs no code of the user's.
 template <class View>

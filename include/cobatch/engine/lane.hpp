@@ -21,7 +21,7 @@
 
 /// What runs a batch: lanes, each one sample in flight, and workers, each a loop on a thread of the executor.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// A coroutine that passes every resumption on to `Engine::resumed(Self&)`, from inside an await_suspend: there it
 /// counts as suspended, so that it may be handed over again at once, and on any thread.

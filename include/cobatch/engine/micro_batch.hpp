@@ -24,7 +24,7 @@
 #include <cobatch/engine/micro_batch_queue.hpp>
 #include <cobatch/engine/resume_in_bulk.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 class micro_batch_core;
 

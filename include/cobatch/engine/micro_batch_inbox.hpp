@@ -4,9 +4,10 @@
 #include <cstdint>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/micro_batch_queue.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Where newcomers of some threads wait until somebody looks: a list to which anybody pushes without a lock.
 ///

@@ -27,7 +27,7 @@
 
 /// The part of micro_batcher that knows the types: calls predict_many, and takes its results apart.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// One sample in its caller's frame.
 template <class Sample, class T>

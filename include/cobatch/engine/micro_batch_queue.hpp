@@ -16,7 +16,7 @@
 
 /// Who waits for a batch, and which batch is due: micro_batcher without threads, time or types.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 struct micro_batch_limits {
   static constexpr std::size_t none = std::numeric_limits<std::size_t>::max();

@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace cobatch::detail {
+#include <cobatch/detail/abi.hpp>
+
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How often a loop looks at the clock, and what it has learned from that: a look every 64 samples, or every 20
 /// microseconds where those take longer.

@@ -16,7 +16,7 @@
 
 /// What stands between a sample and its attempt, apart from the sample itself.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The wait for a permit or a token that is under way: at most one in a batch at a time. Who halts the batch, or sees
 /// that nobody needs the permit any more, or that it takes too long, stops it.

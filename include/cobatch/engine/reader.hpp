@@ -14,7 +14,7 @@
 #include <cobatch/engine/input.hpp>
 #include <cobatch/engine/lane.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Awaits an asynchronous source, one sample at a time: nobody's lane and nobody's permit waits for an input.
 ///

@@ -10,6 +10,7 @@
 
 #include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/engine/head_count.hpp>
 #include <cobatch/engine/lane.hpp>
 #include <cobatch/engine/types.hpp>
@@ -17,7 +18,7 @@
 #include <cobatch/observer.hpp>
 #include <cobatch/semaphore.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Tells the batch's observer, where it has one, what happens.
 template <class Types>

@@ -12,7 +12,7 @@
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// An executor that also takes many handles in one call, `ex.execute_all(handles)` or `ex.execute(handles)` with a span
 /// of them, and resumes none of them inside it. It returns nothing, a bool (false: it has taken none) or how many it has

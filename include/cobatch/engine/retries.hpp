@@ -16,7 +16,7 @@
 #include <cobatch/engine/types.hpp>
 #include <cobatch/error.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// How long the error itself asks to wait before the next attempt.
 template <class Error>

@@ -17,7 +17,7 @@
 #include <cobatch/engine/input.hpp>
 #include <cobatch/error.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The part of a sink that is the same for all batches that are awaited to their end: items for what is read one by one,
 /// and who goes on when all is over.

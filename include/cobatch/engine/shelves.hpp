@@ -7,9 +7,10 @@
 #include <cstdint>
 #include <memory>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/cache_line.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Sample numbers [begin, end).
 struct index_range {

@@ -25,7 +25,7 @@
 
 /// What is behind a stream: a batch engine, and how its outcomes reach the consumer.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 template <class State>
 class stream_close;

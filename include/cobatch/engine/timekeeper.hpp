@@ -5,9 +5,10 @@
 #include <stop_token>
 #include <utility>
 
+#include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The one coroutine of a batch that sleeps: until the next deadline, and then again. Lanes need no timer of their own.
 ///

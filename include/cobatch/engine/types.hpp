@@ -18,7 +18,7 @@
 
 /// What follows from the types of a batch, and what its options may be.
 
-namespace cobatch::detail {
+namespace cobatch::inline COBATCH_ABI::detail {
 
 /// Why a batch takes no more samples.
 enum class halt : std::uint8_t {
