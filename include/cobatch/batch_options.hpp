@@ -53,12 +53,74 @@ class stop_ref {
 /// "No budget", for retry_policy::budget.
 inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity();
 
+/// Which failures are worth another attempt: made implicitly from a function, or a lambda without captures, that returns
+/// bool and takes `const error&`, or what predict's own error type is, `const E2&`.
+///
+/// Errors: a batch whose error type it does not take is refused with std::invalid_argument.
+class retry_condition {
+ public:
+  constexpr retry_condition() noexcept = default;
+  constexpr retry_condition(std::nullptr_t) noexcept {}
+  template <class Error>
+  constexpr retry_condition(bool (*function)(Error)) noexcept {
+    using asked = std::remove_cvref_t<Error>;
+    if (!function) return;
+    if constexpr (std::is_same_v<Error, const error&>) {
+      on_error_ = function;
+    } else {
+      function_ = reinterpret_cast<erased>(function);
+      call_ = [](erased erased_function, const void* why) {
+        return reinterpret_cast<bool (*)(Error)>(erased_function)(*static_cast<const asked*>(why));
+      };
+      type_ = &type_tag<asked>;
+    }
+  }
+  template <class Condition>
+    requires(!std::is_same_v<std::remove_cvref_t<Condition>, retry_condition> &&
+             !std::is_pointer_v<std::decay_t<Condition>> && !std::is_null_pointer_v<Condition>)
+  constexpr retry_condition(const Condition& condition) noexcept {
+    constexpr bool fits = requires { retry_condition(+condition); };
+    static_assert(fits,
+                  "cobatch: retry_if must be a function, or a lambda without captures, that takes `const "
+                  "cobatch::error&`, or predict's own error type, and returns bool");
+    if constexpr (fits) *this = retry_condition(+condition);
+  }
+
+  constexpr explicit operator bool() const noexcept { return on_error_ || call_; }
+  friend constexpr bool operator==(const retry_condition& condition, std::nullptr_t) noexcept { return !condition; }
+  /// Whether it can be asked about such an error.
+  template <class Error>
+  constexpr bool takes() const noexcept {
+    if (std::is_same_v<Error, error> && on_error_) return true;
+    return type_ == &type_tag<Error>;
+  }
+  /// Requires: takes<Error>().
+  template <class Error>
+  bool operator()(const Error& why) const {
+    if constexpr (std::is_same_v<Error, error>) {
+      if (on_error_) return on_error_(why);
+    }
+    return call_(function_, &why);
+  }
+
+ private:
+  using erased = void (*)();
+  template <class>
+  static inline char type_tag = 0;
+
+  bool (*on_error_)(const error&) = nullptr;
+  bool (*call_)(erased, const void*) = nullptr;
+  erased function_ = nullptr;
+  const char* type_ = nullptr;
+};
+
 /// When and how often a failed sample is tried again.
 ///
 /// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff *
 /// multiplier^(k-1)) ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter.
 /// While it sleeps it holds no permit; then it goes before the samples that have not started. One that could not start
-/// before the batch's deadline is not waited for. An error may carry its own delay: an exception of type retry_later, or
+/// before the batch's deadline, or ever, is not waited for. A stream's item that comes as an error from another stream is not tried
+/// again. An error may carry its own delay: an exception of type retry_later, or
 /// a member `std::chrono::nanoseconds retry_after() const` of the user's error type. With jitter the backoff is added on
 /// top of it; without, the longer of the two counts.
 struct retry_policy {
@@ -67,9 +129,10 @@ struct retry_policy {
   std::chrono::nanoseconds max_backoff = std::chrono::seconds(10);
   double multiplier = 2.0;
   bool jitter = true;
-  double budget = unlimited_budget;          ///< extra attempts, as a share of the samples started so far
-  bool (*retry_if)(const error&) = nullptr;  ///< null: every failure but cancellation
-  std::uint64_t seed = 0;                    ///< of the jitter; 0: chosen at random
+  double budget = unlimited_budget;  ///< extra attempts, as a share of the samples started so far
+  /// Null: every failure but cancellation; an error type of the user's with a member `bool retryable() const` decides.
+  retry_condition retry_if = nullptr;
+  std::uint64_t seed = 0;  ///< of the jitter; 0: chosen at random
 };
 
 /// When a sample that takes long is sent a second time ("The Tail at Scale", Dean and Barroso, 2013).
@@ -98,7 +161,7 @@ class retry_later : public std::runtime_error {
 template <class Predict, class Cost>
 class weighted_predict {
  public:
-  weighted_predict(Predict predict, Cost cost) : predict_(std::move(predict)), cost_(std::move(cost)) {}
+  weighted_predict(Predict predict, Cost each) : predict_(std::move(predict)), cost_(std::move(each)) {}
 
   template <class... Arguments>
     requires std::is_invocable_v<Predict&, Arguments...>
@@ -108,6 +171,12 @@ class weighted_predict {
   template <class Sample>
   std::size_t cost(const Sample& sample) {
     return static_cast<std::size_t>(std::invoke(cost_, sample));
+  }
+  template <class Sample>
+  std::size_t key(const Sample& sample)
+    requires requires(Predict& inner) { inner.key(sample); }
+  {
+    return predict_.key(sample);
   }
 
  private:

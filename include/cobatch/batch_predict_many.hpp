@@ -18,7 +18,9 @@
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/caught.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/many_batches.hpp>
 #include <cobatch/detail/many_results.hpp>
+#include <cobatch/detail/results.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
@@ -46,17 +48,20 @@ struct many_traits;
 ///
 /// `predict_many(std::span<const Sample>)`, or with a std::stop_token, returns what that of a micro_batcher may: one
 /// result for each sample, of T or of expected<T, E>. The batches are spans of the input: max_batch_size samples each,
-/// but for the last. Nothing is copied, so the input must be contiguous (a vector, an array, a span).
+/// but for the last. Nothing is copied, so the input must be contiguous (a vector, an array, a span). From bucketed()
+/// each batch has samples of one key, in their order, the smallest key first; those are copied for the call.
 ///
 /// To batch_predict() one batch is one sample: all its options mean batches. max_concurrency, the semaphore, the rate
-/// and max_failures count batches; a timeout is that of a batch, and so is a retry. What a batch that comes to no
+/// and max_failures count batches; from weighted() a batch weighs what its samples do together; a timeout is that of a batch, and so is a retry. What a batch that comes to no
 /// result has is then the outcome of each of its samples. With isolate_failures a batch that throws is halved until
 /// each poisonous sample has its own exception and the others their values; such a batch counts as a success: it is not
 /// tried again.
 ///
 /// Resumes, Stops, Lifetime: as batch_predict(). Nothing is done before it is awaited.
 /// Errors: as batch_predict(), from the await; `batch_size_mismatch` for all of a batch with a wrong number of results.
-/// Allocates: the vector, another for each batch, and a frame for each batch in flight.
+/// What key(sample) throws is that sample's outcome; what cost(sample) throws, that of its whole batch.
+/// Allocates: the vector, another for each batch, and a frame for each batch in flight. bucketed(): two numbers for each
+/// sample, and their sort.
 ///
 /// Example:
 ///     auto results = co_await batch_predict_many(pool, images, model, {.max_batch_size = 64}, {.max_concurrency = 2});
@@ -80,6 +85,9 @@ struct many_traits {
   static_assert(takes_token || std::is_invocable_v<PredictMany&, samples>,
                 "cobatch: predict_many must be callable as predict_many(std::span<const Sample>) or "
                 "predict_many(std::span<const Sample>, std::stop_token)");
+
+  static constexpr bool has_key = requires(PredictMany& many, const sample& each) { many.key(each); };
+  static constexpr bool has_cost = requires(PredictMany& many, const sample& each) { many.cost(each); };
 
   static decltype(auto) call(PredictMany& predict_many, samples batch, [[maybe_unused]] const std::stop_token& stop) {
     if constexpr (takes_token) {
@@ -203,9 +211,10 @@ class batch_outcomes {
 template <class Traits, class PredictMany>
 using one_batch = expected<std::vector<typename Traits::outcome>, error>;
 
-template <class Traits, class PredictMany>
-task<one_batch<Traits, PredictMany>> await_one_batch(PredictMany& predict_many, typename Traits::samples batch,
-                                                     std::stop_token stop, bool isolates) {
+template <class Traits, class Batch, class PredictMany>
+task<one_batch<Traits, PredictMany>> await_one_batch(PredictMany& predict_many, Batch kept, std::stop_token stop,
+                                                     bool isolates) {
+  const typename Traits::samples batch(kept);
   batch_outcomes<typename Traits::outcome> outcomes(batch.size(), isolates);
   error failure(errc::exception);
   while (outcomes.more()) {
@@ -248,33 +257,55 @@ task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_b
                                                                                        batch_options options,
                                                                                        std::stop_token stop) {
   using traits = many_traits<View, PredictMany>;
-  using batch_type = typename traits::samples;
-  const batch_type all(std::ranges::data(samples), static_cast<std::size_t>(std::ranges::size(samples)));
-  std::vector<batch_type> batches;
-  batches.reserve((all.size() + many.max_batch_size - 1) / many.max_batch_size);
-  for (std::size_t i = 0; i < all.size(); i += std::min(many.max_batch_size, all.size() - i)) {
-    batches.push_back(all.subspan(i, std::min(many.max_batch_size, all.size() - i)));
-  }
+  using outcome = typename traits::outcome;
+  using plan_type = std::conditional_t<traits::has_key, keyed_batches<typename traits::sample>,
+                                       consecutive_batches<typename traits::sample>>;
+  using batch_type = typename plan_type::batch;
+  const typename traits::samples all(std::ranges::data(samples), static_cast<std::size_t>(std::ranges::size(samples)));
+  std::vector<std::pair<std::size_t, error>> keyless;
+  const plan_type plan(all, many.max_batch_size, predict_many, [&](std::size_t number) {
+    keyless.emplace_back(number, error(errc::exception, std::current_exception(), 0));
+  });
 
   options.stop = stop;
-  const auto predict = [&](batch_type batch, std::stop_token token) {
+  const auto predict = [&](batch_type which, std::stop_token token) {
     if constexpr (traits::is_awaitable) {
-      return await_one_batch<traits>(predict_many, batch, std::move(token), many.isolate_failures);
+      return await_one_batch<traits>(predict_many, plan.load(which), std::move(token), many.isolate_failures);
     } else {
+      const auto batch = plan.load(which);
       return call_one_batch<traits>(predict_many, batch, token, many.isolate_failures);
     }
   };
-  auto results = co_await batch_predict(ex, batches, predict, options);
+  std::vector<one_batch<traits, PredictMany>> results;
+  if constexpr (traits::has_cost) {
+    const auto cost = [&](batch_type which) {
+      std::size_t sum = 0;
+      plan.each_number(which, [&](std::size_t number) {
+        const std::size_t each = std::max<std::size_t>(predict_many.cost(all[number]), 1);
+        sum = each > unlimited - sum ? unlimited : sum + each;
+      });
+      return sum;
+    };
+    auto weighs = weighted(predict, cost);
+    results = co_await batch_predict(ex, plan.list(), weighs, options);
+  } else {
+    results = co_await batch_predict(ex, plan.list(), predict, options);
+  }
 
-  std::vector<typename traits::outcome> outcomes;
+  std::vector<outcome> outcomes;
   outcomes.reserve(all.size());
+  while (outcomes.size() < all.size()) outcomes.emplace_back(unexpect, error(errc::not_started, {}, 0));
+  for (auto& [number, why] : keyless) rewrite(outcomes[number], unexpect, std::move(why));
   for (std::size_t i = 0; i < results.size(); ++i) {
-    if (results[i]) {
-      for (auto& each : *results[i]) outcomes.push_back(std::move(each));
-      results[i] = unexpected(error(errc::not_started));  // gives its memory back
-    } else {
-      for (std::size_t n = batches[i].size(); n > 0; --n) outcomes.emplace_back(unexpect, results[i].error());
-    }
+    std::size_t place = 0;
+    plan.each_number(plan.list()[i], [&](std::size_t number) {
+      if (results[i]) {
+        rewrite(outcomes[number], std::move((*results[i])[place++]));
+      } else {
+        rewrite(outcomes[number], unexpect, results[i].error());
+      }
+    });
+    results[i] = unexpected(error(errc::not_started));  // gives its memory back
   }
   co_return outcomes;
 }

@@ -112,6 +112,7 @@ class batch_metrics : public batch_observer {
     own<std::size_t> running_index, peak;
     count shortest{~std::uint64_t{0}}, longest;
     time latest;
+    time latest_attempt;  // that has ended; `limit` is from then
     own<std::size_t> limit{std::numeric_limits<std::size_t>::max()};
     std::array<count, outcome_count> outcomes;
     std::array<level, level_count> load;
@@ -192,6 +193,7 @@ inline void batch_metrics::attempt_ended(const attempt_event& event) {
     if (event.waited_for_permits.count() != 0) here.waited_for_permits += event.waited_for_permits.count();
     if (event.waited_for_rate.count() != 0) here.waited_for_rate += event.waited_for_rate.count();
     if (here.latest.get() < event.at.count()) here.latest = event.at.count();
+    if (here.latest_attempt.get() < event.at.count()) here.latest_attempt = event.at.count();
     here.limit = event.limit;
     if (event.limit != std::numeric_limits<std::size_t>::max() && event.in_flight * 10 >= event.limit * 9)
       here.at_limit += 1;
@@ -260,7 +262,7 @@ inline metrics_snapshot batch_metrics::snapshot() const {
     sum = detail::saturating_sum(sum, nanoseconds(more.get()));
   };
   std::uint64_t ended = 0;
-  nanoseconds latest{};
+  nanoseconds latest{}, latest_attempt{};
   std::size_t limit = std::numeric_limits<std::size_t>::max();
   for (std::size_t i = 0; i <= shard_count_; ++i) {
     const shard& each = shards_[i];
@@ -293,8 +295,9 @@ inline metrics_snapshot batch_metrics::snapshot() const {
       all.latency.counts_.add([&](std::size_t k) { return (*latencies)[k].get(); },
                               static_cast<double>(each.running.get()), each.shortest.get(), each.longest.get());
     }
-    if (nanoseconds(each.latest.get()) > latest) {
-      latest = nanoseconds(each.latest.get());
+    latest = std::max(latest, nanoseconds(each.latest.get()));
+    if (nanoseconds(each.latest_attempt.get()) > latest_attempt) {
+      latest_attempt = nanoseconds(each.latest_attempt.get());
       limit = each.limit.get();
     }
   }
@@ -309,7 +312,7 @@ inline metrics_snapshot batch_metrics::snapshot() const {
   all.not_started = not_started_;
   all.hook_failures = hook_failures_;
   all.window = window_;
-  all.limit = latest > nanoseconds::zero() ? limit : first_limit_;
+  all.limit = latest_attempt > nanoseconds::zero() ? limit : first_limit_;
   const nanoseconds now_active = active_ == 0 ? nanoseconds::zero() : detail::saturating_difference(latest, since_);
   all.elapsed = detail::saturating_sum(before_, std::max(now_active, nanoseconds::zero()));
   return all;

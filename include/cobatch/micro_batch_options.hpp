@@ -30,7 +30,7 @@ static_assert(std::is_trivially_copyable_v<micro_batch_options>, "GCC 12 breaks 
 template <class PredictMany, class Key>
 class bucketed_predict {
  public:
-  bucketed_predict(PredictMany predict_many, Key key) : predict_many_(std::move(predict_many)), key_(std::move(key)) {}
+  bucketed_predict(PredictMany predict_many, Key by) : predict_many_(std::move(predict_many)), key_(std::move(by)) {}
 
   template <class... Arguments>
     requires std::is_invocable_v<PredictMany&, Arguments...>
@@ -53,10 +53,12 @@ class bucketed_predict {
   Key key_;
 };
 
-/// `bucketed(predict_many, key)`: a batch of a micro_batcher holds only samples of equal `key(sample)`, a number: a
-/// sequence length, rounded up, so that little is padded. With costs: `bucketed(weighted(predict_many, cost), key)`.
+/// `bucketed(predict_many, key)`: a batch of a micro_batcher, or of batch_predict_many(), holds only samples of equal
+/// `key(sample)`, a number: a sequence length, rounded up, so that little is padded. With costs:
+/// `bucketed(weighted(predict_many, cost), key)`.
 ///
-/// Thread safety: key and cost are called inside the co_await of predict(), on the callers' threads, by many at once.
+/// Thread safety: for a micro_batcher, key and cost are called inside the co_await of predict(), on the callers'
+/// threads, by many at once; batch_predict_many() calls key for one sample after another.
 /// Errors: what they throw is the outcome of that sample.
 template <class PredictMany, class Key>
 bucketed_predict<std::decay_t<PredictMany>, std::decay_t<Key>> bucketed(PredictMany&& predict_many, Key&& key) {

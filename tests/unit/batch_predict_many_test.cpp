@@ -232,3 +232,81 @@ TEST_CASE("batch_predict_many: whatever happens, every sample has one outcome, a
     }
   }
 }
+
+// ---- Keys and costs ----
+
+namespace {
+
+/// Outcomes of 0 .. count - 1 in batches of one parity each; how many batches there were.
+struct by_parity {
+  simulation sim;
+  std::vector<std::size_t> sizes;
+  int mixed = 0;
+
+  template <class Adapt>
+  outcomes run(int count, Adapt&& adapt, many_options many, batch_options options = {}) {
+    const auto model = [this](std::span<const int> batch) -> task<std::vector<int>> {
+      sizes.push_back(batch.size());
+      const std::vector<int> copy(batch.begin(), batch.end());
+      co_await sim.schedule_after(1ms);
+      for (const int each : copy) mixed += (each - copy[0]) % 2 != 0 ? 1 : 0;
+      co_return std::vector<int>(batch.begin(), batch.end());
+    };
+    std::vector<int> samples = numbers_from_1(count);
+    auto predict = adapt(model);
+    return sim.run(batch_predict_many(sim, samples, predict, many, options));
+  }
+};
+
+std::size_t parity(int x) {
+  if (x == 13) throw std::runtime_error("no key");
+  return static_cast<std::size_t>(x % 2);
+}
+
+}  // namespace
+
+TEST_CASE("batch_predict_many: from bucketed() each batch has one key, and outcomes keep their places") {
+  by_parity test;
+  const auto keyed = [](auto model) { return cobatch::bucketed(model, parity); };
+  CHECK(outline(test.run(12, keyed, {.max_batch_size = 4})) == "1 2 3 4 5 6 7 8 9 10 11 12");
+  CHECK(test.mixed == 0);
+  CHECK(test.sizes == std::vector<std::size_t>{4, 2, 4, 2});
+}
+
+TEST_CASE("batch_predict_many: a sample whose key throws has that exception, and is in no batch") {
+  by_parity test;
+  const auto keyed = [](auto model) { return cobatch::bucketed(model, parity); };
+  CHECK(outline(test.run(14, keyed, {.max_batch_size = 8})) == "1 2 3 4 5 6 7 8 9 10 11 12 exception 14");
+  CHECK(test.sizes == std::vector<std::size_t>{7, 6});
+}
+
+TEST_CASE("batch_predict_many: from weighted() a batch weighs what its samples do together") {
+  const auto costs = [](auto model) { return cobatch::weighted(model, [](int x) { return static_cast<std::size_t>(x); }); };
+  by_parity test;
+  // 1 + 2, 3 + 4, 5 + 6, 7 + 8: of 10 together only the first two.
+  CHECK(outline(test.run(8, costs, {.max_batch_size = 2}, {.max_weight = 15})) == "1 2 3 4 5 6 7 8");
+  CHECK(test.sim.now().time_since_epoch() == 3ms);
+  by_parity too_heavy;
+  CHECK(outline(too_heavy.run(4, costs, {.max_batch_size = 2}, {.max_weight = 5})) ==
+        "1 2 cost_exceeds_capacity cost_exceeds_capacity");
+}
+
+TEST_CASE("batch_predict_many: key and cost may be given in either order") {
+  const auto cost = [](int) { return std::size_t{1}; };
+  for (const bool key_first : {true, false}) {
+    by_parity test;
+    const auto check = [&](const outcomes& all) {
+      CHECK(outline(all) == "1 2 3 4 5 6");
+      CHECK(test.mixed == 0);
+      CHECK(test.sizes.size() == 2);
+      CHECK(test.sim.now().time_since_epoch() == 2ms);
+    };
+    if (key_first) {
+      check(test.run(6, [&](auto model) { return cobatch::weighted(cobatch::bucketed(model, parity), cost); }, {},
+                     {.max_weight = 3}));
+    } else {
+      check(test.run(6, [&](auto model) { return cobatch::bucketed(cobatch::weighted(model, cost), parity); }, {},
+                     {.max_weight = 3}));
+    }
+  }
+}

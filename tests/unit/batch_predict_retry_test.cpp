@@ -208,6 +208,86 @@ TEST_CASE("retry: retry_if decides, from the error, with the attempts made so fa
   CHECK(once[0].error().attempts == 1);
 }
 
+namespace {
+
+/// An error type of the user's, which says for itself whether another attempt is worth it.
+struct status {
+  explicit status(int c) : code(c) {}
+  explicit status(const error& why) : code(-static_cast<int>(why.code)) {}
+  bool retryable() const { return code == 503; }
+  int code;
+};
+
+/// How often predict was called where it gives this status each time, or throws if that is 0.
+int calls_of(int code, const retry_policy& policy) {
+  simulation sim;
+  int calls = 0;
+  const auto predict = [&](int sample) -> expected<int, status> {
+    ++calls;
+    if (sample == 0) throw std::runtime_error("broken");
+    return unexpected(status(sample));
+  };
+  const std::vector<int> samples{code};
+  sim.run(batch_predict(sim, samples, predict, {.retry = policy}));
+  return calls;
+}
+
+bool is_503(const status& why) {
+  return why.code == 503;
+}
+
+}  // namespace
+
+TEST_CASE("retry: retry_if sees the user's own error") {
+  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = [](const status& why) { return why.code == 400; }}) == 5);
+  CHECK(calls_of(503, {.max_attempts = 5, .retry_if = [](const status& why) { return why.code == 400; }}) == 1);
+  CHECK(calls_of(503, {.max_attempts = 5, .retry_if = &is_503}) == 5);
+  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = &is_503}) == 1);
+  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = [](status why) { return why.code == 400; }}) == 5);
+}
+
+TEST_CASE("retry: without retry_if the user's own error may say whether it is worth another attempt") {
+  CHECK(calls_of(400, {.max_attempts = 5}) == 1);
+  CHECK(calls_of(503, {.max_attempts = 5}) == 5);
+}
+
+TEST_CASE("retry: a retry_if that takes our error is asked where predict threw, not where it gave an error of its own") {
+  const auto never = [](const error&) { return false; };
+  CHECK(calls_of(0, {.max_attempts = 5, .retry_if = never}) == 1);
+  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = never}) == 5);
+  const auto broken = [](const error& why) {
+    try {
+      std::rethrow_exception(why.exception);
+    } catch (const std::runtime_error& what) {
+      return std::string(what.what()) == "broken";
+    }
+  };
+  CHECK(calls_of(0, {.max_attempts = 5, .retry_if = broken}) == 5);
+}
+
+TEST_CASE("retry: a retry_if that takes neither error is refused") {
+  CHECK_THROWS_WITH(calls_of(400, {.max_attempts = 5, .retry_if = [](const std::string&) { return true; }}),
+                    Catch::Matchers::Contains("retry_if takes an error type that is not predict's"));
+  // One that takes an error of its own where predict has none.
+  simulation sim;
+  script predict(sim, always_fails);
+  CHECK_THROWS_WITH(play(sim, predict, one, {.retry = {.max_attempts = 5, .retry_if = &is_503}}),
+                    Catch::Matchers::Contains("retry_if takes an error type that is not predict's"));
+}
+
+TEST_CASE("retry: one that would never start is not waited for") {
+  simulation sim;
+  script predict(sim, always_fails);
+  const auto results = play(sim, predict, one,
+                            {.retry = {.max_attempts = 4,
+                                       .initial_backoff = 1h,
+                                       .max_backoff = cobatch::no_timeout,
+                                       .multiplier = 1e10,
+                                       .jitter = false}});
+  CHECK(results[0].error().attempts == 2);
+  CHECK(sim.now().time_since_epoch() == 1h);
+}
+
 TEST_CASE("retry: an attempt that timed out is tried again, with a whole timeout of its own") {
   simulation sim;
   script predict(sim, [](int, int number) { return value_after(number < 3 ? 1h : 5ms); });

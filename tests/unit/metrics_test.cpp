@@ -199,6 +199,14 @@ TEST_CASE("metrics: snapshots of several add up") {
   CHECK(all.limit == 8);
 }
 
+TEST_CASE("metrics: the limit is known also where results are taken on another thread") {
+  batch_metrics metrics;
+  teller batch(metrics, 8);
+  batch.sample(0, 3ms);
+  std::jthread([&] { metrics.sample_taken({.index = 0, .at = 1h}); }).join();
+  CHECK(metrics.snapshot().limit == 8);
+}
+
 TEST_CASE("metrics: Prometheus text has help, type and every name under the prefix") {
   batch_metrics metrics;
   teller batch(metrics, 8);

@@ -373,6 +373,35 @@ TEST_CASE("predict_stream: a stream is a source of another one, with back-pressu
   }
 }
 
+TEST_CASE("predict_stream: what has failed in the stage before is not tried again in the next, and keeps its number") {
+  simulation sim;
+  int first_calls = 0;
+  int second_calls = 0;
+  auto run = [&]() -> task<std::vector<taken>> {
+    const std::vector<int> samples{0, 1, 2, 3};
+    const auto first_stage = [&](int x) -> task<int> {
+      ++first_calls;
+      co_await sim.schedule_after(std::chrono::milliseconds(10 * (4 - x)));
+      if (x == 2) throw std::runtime_error("bad sample");
+      co_return x;
+    };
+    const auto second_stage = [&](auto& item) -> cobatch::expected<int, cobatch::error> {
+      ++second_calls;
+      return item.result;
+    };
+    const batch_options options{.retry = {.max_attempts = 3, .initial_backoff = 1ms, .jitter = false}};
+    auto first = predict_stream(sim, samples, first_stage, options);
+    auto second = predict_stream(sim, first, second_stage, options);
+    co_return co_await drain(sim, second);
+  };
+  const auto all = sim.run(run());
+  CHECK(first_calls == 6);
+  CHECK(second_calls == 4);
+  // As they come out of the first stage.
+  CHECK(indices(all) == std::vector<std::size_t>{3, 1, 0, 2});
+  CHECK(all[3].value == -1);
+}
+
 TEST_CASE("predict_stream: options that make no sense are refused") {
   simulation sim;
   counter input{1};

@@ -50,6 +50,17 @@ concept awaitable = requires(T&& object) {
   { detail::get_awaiter(static_cast<T&&>(object)) } -> awaiter_for<Promise>;
 };
 
+/// What a user may take for awaitable though it is not: a future, or the coroutine of a library that awaits only its own.
+template <class T>
+concept looks_awaitable =
+    !awaitable<T> &&
+    (requires(T& object) { object.await_ready(); } || has_member_co_await<T> || has_free_co_await<T> ||
+     requires(T& object) {
+       object.valid();
+       object.wait();
+       object.get();
+     } || (requires { typename std::coroutine_traits<T>::promise_type; } && !requires(T& object) { object.begin(); }));
+
 /// The type of `co_await std::declval<Awaitable>()`.
 template <class Awaitable>
 using await_result = decltype(std::declval<std::remove_reference_t<awaiter_type<Awaitable>>&>().await_resume());

@@ -51,6 +51,11 @@ struct predict_traits {
   /// What the call returns: a value, or an awaitable of one.
   using raw = typename decltype(call_result())::type;
   static constexpr bool is_awaitable = awaitable<raw>;
+  static_assert(!looks_awaitable<std::remove_cvref_t<raw>>,
+                "cobatch: predict returns something that only looks awaitable: a plain coroutine cannot co_await it, so "
+                "its outcome would be a success before it has come. Of a std::future return .get(); a callback API goes "
+                "through cobatch::from_callback(); another library's coroutine must be started, and tell how it ended, "
+                "through that as well");
   /// What a sample comes to: V of the contract.
   using value = std::remove_cvref_t<typename decltype(awaited_result<raw>())::type>;
 };

@@ -131,9 +131,17 @@ template <class Types>
 template <bool Plain>
 void batch_engine<Types>::failed(lane& self) {
   if (!Plain) measure(self);
-  if (self.target) {
-    settle(self.target, error(reason(self.timed_out), std::current_exception(), self.sample.attempts));
+  if (self.target) fail<Plain>(self, error(reason(self.timed_out), std::current_exception(), self.sample.attempts));
+}
+
+/// The attempt ends with an error of ours.
+template <class Types>
+template <bool Plain>
+void batch_engine<Types>::fail(lane& self, error why) {
+  if constexpr (!Plain && !std::is_same_v<error_type, error>) {
+    if (needs_.retries) self.cause.emplace(why);
   }
+  settle(self.target, std::move(why));
 }
 
 /// Writes what predict came to. Whatever throws here is the sample's exception.
@@ -153,7 +161,8 @@ void batch_engine<Types>::store(lane& self, Value&&... outcome) {
         slot.error().attempts = self.sample.attempts;
         if (why != errc::exception) slot.error().code = why;
       } else {
-        if (why != errc::exception) settle(&slot, error(why, {}, self.sample.attempts));
+        if (!Plain) self.cause.reset();
+        if (why != errc::exception) fail<Plain>(self, error(why, {}, self.sample.attempts));
       }
     }
   } else {
@@ -188,6 +197,9 @@ bool batch_engine<Types>::end_pair(lane& self) {
             [&] {
               settle(self.sample.slot, error(errc::exception, std::current_exception(), self.sample.attempts));
             });
+  }
+  if constexpr (!std::is_same_v<error_type, error>) {
+    if (!end.writes) self.cause.reset();  // not what stands in the slot
   }
   self.own.reset();
   self.target = self.sample.slot;
@@ -243,6 +255,23 @@ void batch_engine<Types>::before_a_turn(lane& self) {
   if (self.shared_permit && share_.asked_for(wait_.under_way())) hand_over_permit(self);
 }
 
+/// What the caller's condition, or the caller's error itself, says of the failure in the sample's slot.
+template <class Types>
+bool batch_engine<Types>::worth_another(const lane& self) {
+  const error_type& why = self.sample.slot->error();
+  const retry_condition& retry_if = options_.retry.retry_if;
+  if constexpr (is_stream_item<std::remove_cvref_t<typename source::reference>>) {
+    if (!source_.get(self.sample.item, self.sample.index).result.has_value()) return false;  // failed before it came here
+  }
+  if (retry_if && retry_if.template takes<error_type>()) return retry_if(why);
+  if constexpr (!std::is_same_v<error_type, error>) {
+    // A condition that knows only our errors is asked about those.
+    if (retry_if) return !self.cause || retry_if(*self.cause);
+    if constexpr (requires { static_cast<bool>(why.retryable()); }) return static_cast<bool>(why.retryable());
+  }
+  return true;
+}
+
 /// True: the sample sleeps and comes back; until then its last error stands in its slot.
 template <class Types>
 bool batch_engine<Types>::try_again(lane& self) {
@@ -258,15 +287,7 @@ bool batch_engine<Types>::try_again(lane& self) {
   time delay = time::zero();
   const bool wanted = guarded(
       [&] {
-        if (policy.retry_if) {
-          if constexpr (std::is_same_v<error_type, error>) {
-            if (!policy.retry_if(sample.slot->error())) return false;
-          } else {
-            if (!policy.retry_if(error(self.timed_out ? errc::timed_out : errc::exception, {}, sample.attempts))) {
-              return false;
-            }
-          }
-        }
+        if (!worth_another(self)) return false;
         if (names::has_timers) delay = backoff_.after(sample.attempts, sample.index, asked_delay(sample.slot->error()));
         return true;
       },
@@ -277,7 +298,7 @@ bool batch_engine<Types>::try_again(lane& self) {
   if (!wanted) return final_failure();
   const bool at_once = delay <= time::zero();
   const time due = at_once ? time::zero() : later(now_of(ex_), delay);
-  if (!at_once && due >= deadline_ && deadline_ != no_timeout) return final_failure();
+  if (!at_once && due >= deadline_) return final_failure();  // without a deadline: never
   const double made = static_cast<double>(retries_made_.fetch_add(1, std::memory_order_relaxed) + 1);
   const auto give_up = [&] {
     retries_made_.fetch_sub(1, std::memory_order_relaxed);

@@ -224,6 +224,7 @@ class batch_engine : public batch_crew<Types> {
   void hand_over_permit(lane& self);
   bool take_hedge(lane& self);
   bool double_oldest(lane& twin);
+  bool worth_another(const lane& self);
   bool try_again(lane& self);
   void sample_final(lane& self);
   using handful = typename sink_type::handful;
@@ -234,6 +235,8 @@ class batch_engine : public batch_crew<Types> {
   void store(lane& self, Value&&... outcome);
   template <bool Plain>
   void failed(lane& self);
+  template <bool Plain>
+  void fail(lane& self, error why);
   errc reason(bool timed_out) const noexcept;
   void make_own(lane& self, error why);
   std::size_t idle_threads() noexcept {

@@ -224,6 +224,7 @@ class pulled_source {
           },
           [&] {
             end();
+            item->sample.reset();  // the item may have been used before
             if (sink.place(*item)) {
               ours = false;
               ++count_;

@@ -17,6 +17,7 @@
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/engine/pace.hpp>
 #include <cobatch/engine/types.hpp>
+#include <cobatch/error.hpp>
 #include <cobatch/semaphore.hpp>
 
 /// What runs a batch: lanes, each one sample in flight, and workers, each a loop on a thread of the executor.
@@ -234,6 +235,10 @@ class batch_lane : public relayed<batch_lane<Types>> {
   std::array<std::chrono::nanoseconds, 3> waited_for{};  // by wait_for, since the last attempt
   hedge_pair<Types>* pair = nullptr;                     // under the lock of the hedges
   std::optional<result> own;                             // of one of two attempts
+  // Where the user's error type is not ours: ours, if that is what the last attempt came to.
+  [[no_unique_address]] typename std::conditional_t<std::is_same_v<typename names::error_type, error>,
+                                                    std::type_identity<nothing>,
+                                                    std::type_identity<std::optional<error>>>::type cause;
   std::stop_source stop{std::nostopstate};
   std::optional<std::stop_callback<on_stop>> link;
 

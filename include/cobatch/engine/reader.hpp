@@ -158,6 +158,7 @@ class input_reader<Engine, Source> {
   /// Inside the handler of what the source, or taking its sample, threw.
   void unreadable() {
     engine_.input().end();
+    item_->sample.reset();  // the item may have been used before
     item_->index = engine_.input().count();
     engine_.sink().place(*item_);
     engine_.unreadable(*std::exchange(item_, nullptr));

@@ -130,9 +130,10 @@ class stream_state {
       engine_.report().taken(first->outcome, first->index, first->finished, in_order_ ? all_finished_ : first->finished);
     }
     std::optional<stream_item<result>> item;
-    guarded([&] { item.emplace(first->index, std::move(first->outcome)); },
+    const std::size_t number = number_of(*first);
+    guarded([&] { item.emplace(number, std::move(first->outcome)); },
             [&] {
-              item.emplace(first->index, result(unexpect, error(errc::exception, std::current_exception())));
+              item.emplace(number, result(unexpect, error(errc::exception, std::current_exception())));
             });
     give_back(first);
     return item;
@@ -296,6 +297,14 @@ class stream_state {
     const std::coroutine_handle<> consumer = consumer_;
     const delivery here(over_ ? nullptr : this);  // after the end nobody has to wait for anything of ours
     if (!execute_on(ex, consumer)) consumer.resume();  // *this may be gone
+  }
+
+  /// Of an item of another stream, its number there.
+  std::size_t number_of(box& taken) const noexcept {
+    if constexpr (is_stream_item<std::remove_cvref_t<typename Types::source::reference>>) {
+      if (taken.sample) return source_.get(&taken, taken.index).index;
+    }
+    return taken.index;
   }
 
   bool has_something() const noexcept { return ready_ != nullptr || over_; }

@@ -15,6 +15,8 @@
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
+#include <cobatch/micro_batch_options.hpp>
+#include <cobatch/stream_options.hpp>
 
 /// What follows from the types of a batch, and what its options may be.
 
@@ -58,9 +60,27 @@ inline constexpr bool weighs_samples = false;
 template <class Predict, class Cost>
 inline constexpr bool weighs_samples<weighted_predict<Predict, Cost>> = true;
 
+/// Whether predict comes from bucketed(), perhaps inside weighted().
+template <class Predict>
+inline constexpr bool groups_samples = false;
+template <class PredictMany, class Key>
+inline constexpr bool groups_samples<bucketed_predict<PredictMany, Key>> = true;
+template <class Predict, class Cost>
+inline constexpr bool groups_samples<weighted_predict<Predict, Cost>> = groups_samples<Predict>;
+
+/// Whether samples are outcomes of another stream.
+template <class Sample>
+inline constexpr bool is_stream_item = false;
+template <class Result>
+inline constexpr bool is_stream_item<stream_item<Result>> = true;
+
 /// What a sample of Source comes to.
 template <class Source, class Predict>
 struct outcome_of {
+  static_assert(!groups_samples<Predict>,
+                "cobatch: bucketed() says which samples go together into one call of a model: it is for "
+                "batch_predict_many() and micro_batcher; a predict that takes one sample has nothing to group");
+
   using traits = predict_traits<Predict, typename Source::reference, Source::owned>;
   using result = typename slot_of<typename traits::value>::type;
 
@@ -158,6 +178,7 @@ constexpr std::chrono::nanoseconds later(std::chrono::nanoseconds from, std::chr
 /// Throws std::invalid_argument, with what to do, for options that make no sense.
 template <class Executor, class Traits>
 void check(const batch_options& options) {
+  using error_type = typename slot_of<typename Traits::value>::type::error_type;
   const auto refuse_if = [](bool wrong, const char* message) {
     if (wrong) throw_or_fail<std::invalid_argument>(message);
   };
@@ -170,6 +191,8 @@ void check(const batch_options& options) {
   refuse_if(retry.max_attempts == 0, "retry.max_attempts is 0: use 1 for no retries");
   refuse_if(!(retry.multiplier >= 1), "retry.multiplier is below 1: backoffs must not shrink");
   refuse_if(!(retry.budget >= 0), "retry.budget is negative or no number: use a share such as 0.1");
+  refuse_if(retry.retry_if && !retry.retry_if.takes<error>() && !retry.retry_if.takes<error_type>(),
+            "retry.retry_if takes an error type that is not predict's: let it take that, or cobatch::error");
   refuse_if(!(hedge.quantile >= 0 && hedge.quantile < 1), "hedge.quantile is not in [0, 1): use one such as 0.95");
   refuse_if(!(hedge.max_extra >= 0), "hedge.max_extra is negative or no number: use a share such as 0.05");
   refuse_if(std::is_rvalue_reference_v<typename Traits::argument> && (hedges || retry.max_attempts > 1),
