@@ -54,8 +54,7 @@ class bucketed_predict {
 };
 
 /// `bucketed(predict_many, key)`: a batch of a micro_batcher, or of batch_predict_many(), holds only samples of equal
-/// `key(sample)`, a number: a sequence length, rounded up, so that little is padded. With costs:
-/// `bucketed(weighted(predict_many, cost), key)`.
+/// `key(sample)`, a number: a sequence length, rounded up, so that little is padded. It goes together with weighted(), in either order.
 ///
 /// Thread safety: for a micro_batcher, key and cost are called inside the co_await of predict(), on the callers'
 /// threads, by many at once; batch_predict_many() calls key for one sample after another.

@@ -240,11 +240,6 @@ class [[nodiscard]] micro_batch_close {
   bool suspended_ = false;
 };
 
-template <class PredictMany>
-inline constexpr bool key_within_cost = false;
-template <class PredictMany, class Key, class Cost>
-inline constexpr bool key_within_cost<weighted_predict<bucketed_predict<PredictMany, Key>, Cost>> = true;
-
 inline void check(const micro_batch_options& options) {
   const auto require = [](bool holds, const char* message) {
     if (!holds) throw_or_fail<std::invalid_argument>(message);
@@ -266,8 +261,6 @@ micro_batcher<Sample, T>::micro_batcher(Executor& ex, PredictMany&& predict_many
       timed_executor<Executor>,
       "cobatch: micro_batcher needs an executor with timers (schedule_after), such as run_loop, thread_pool or "
       "simulation: a sample that waits for others must not wait for ever");
-  static_assert(!detail::key_within_cost<function>,
-                "cobatch: write bucketed(weighted(predict_many, cost), key): the other way round the key is not seen");
   detail::check(options);
   if constexpr (timed_executor<Executor>) {
     model_ = std::make_shared<detail::micro_batch_engine<Sample, T, Executor, function>>(

@@ -38,8 +38,8 @@ class [[nodiscard]] result_stream {
   result_stream(result_stream&&) noexcept = default;
   result_stream& operator=(result_stream&&) = delete;
   /// Stops what is in flight. On a thread of no executor it waits for its end. On an executor's thread, which must not
-  /// be blocked, and inside the stream's own delivery of an item, what is in flight ends by itself: await close()
-  /// first, if predict refers to something that ends earlier. An executor of your own tells by running_in_this_thread()
+  /// be blocked, inside the stream's own delivery of an item, and outside run() of a run_loop or a simulation, what is in
+  /// flight ends by itself: await close() first, if predict refers to something that ends earlier. An executor of your own tells by running_in_this_thread()
   /// that the thread is one of its own.
   ~result_stream() {
     if (state_) State::abandon(std::move(state_));

@@ -53,6 +53,12 @@ class run_loop {
   template <detail::awaitable Awaitable>
   detail::driven_result<Awaitable> run(Awaitable&& awaitable);
 
+  /// Whether a thread is in run() just now.
+  bool is_running() const {
+    const std::lock_guard lock(mutex_);
+    return running_;
+  }
+
   /// Queues the handle; false once the destructor has begun. From the loop's own thread without a lock.
   bool execute(std::coroutine_handle<> handle);
   static constexpr std::size_t concurrency() noexcept { return 1; }
@@ -93,7 +99,7 @@ class run_loop {
   // throughout.
   std::atomic<bool> attention_{false};
 
-  std::mutex mutex_;  // guards everything below
+  mutable std::mutex mutex_;  // guards everything below
   std::condition_variable changed_;
   detail::handle_queue injected_;  // from other threads
   timer_queue timers_;

@@ -71,6 +71,11 @@ class simulation {
   template <detail::awaitable Awaitable>
   detail::driven_result<Awaitable> run(Awaitable&& awaitable);
 
+  /// Whether we are inside run().
+  bool is_running() const noexcept { return running_; }
+  /// Whether everything waits for ever: from a deadlock_error to the next run().
+  bool is_deadlocked() const noexcept { return deadlocked_; }
+
   /// The virtual time.
   time_point now() const noexcept { return time_point(duration(now_)); }
 

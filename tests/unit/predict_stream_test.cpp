@@ -18,6 +18,7 @@
 #include <cobatch/batch_predict.hpp>
 #include <cobatch/callback.hpp>
 #include <cobatch/executor.hpp>
+#include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/sync_wait.hpp>
@@ -400,6 +401,52 @@ TEST_CASE("predict_stream: what has failed in the stage before is not tried agai
   // As they come out of the first stage.
   CHECK(indices(all) == std::vector<std::size_t>{3, 1, 0, 2});
   CHECK(all[3].value == -1);
+}
+
+TEST_CASE("predict_stream: held by a coroutine in a deadlock, it goes with it") {
+  simulation sim;
+  const std::vector<int> samples{0, 1, 2};
+  int alive = 0;
+  for (const bool one_was_given : {false, true}) {
+    const auto predict = [&](int x) -> task<int> {
+      const std::shared_ptr<int> here(&alive, [](int* count) { --*count; });
+      ++alive;
+      if (x > 0 || !one_was_given) co_await std::suspend_always();
+      co_return x;
+    };
+    auto run = [&]() -> task<int> {
+      auto stream = predict_stream(sim, samples, predict, batch_options{.max_concurrency = 2, .timeout = 1h});
+      int given = 0;
+      for (;;) {
+        const auto item = co_await stream.next();
+        if (!item) break;
+        ++given;
+      }
+      co_return given;
+    };
+    CHECK_THROWS_AS(sim.run(run()), cobatch::deadlock_error);
+    CHECK(alive == 0);
+  }
+  const auto sleep = [&]() -> task<bool> { co_return co_await sim.schedule_after(1s); };
+  CHECK(sim.run(sleep()));
+}
+
+TEST_CASE("predict_stream: destroyed while nobody runs its loop, it ends with the loop") {
+  int ended = 0;
+  const std::vector<int> samples{0, 1, 2};
+  std::optional<cobatch::run_loop> loop(std::in_place);
+  const auto predict = [&](int x) -> task<int> {
+    if (x > 0) co_await loop->schedule_after(1h);
+    ++ended;
+    co_return x;
+  };
+  {
+    auto stream = predict_stream(*loop, samples, predict, batch_options{.max_concurrency = 2});
+    CHECK(loop->run(stream.next()).has_value());
+    CHECK(ended == 1);
+  }
+  loop.reset();
+  CHECK(ended >= 2);
 }
 
 TEST_CASE("predict_stream: options that make no sense are refused") {

@@ -155,11 +155,18 @@ class stream_state {
     // The consumer that waits, if there is one, is being destroyed.
     box* consumer = waiting();
     self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
-    if (!self->started_ || self->close()) return;
-    // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for.
+    if (!self->started_) return;
+    if constexpr (requires { static_cast<bool>(self->ex_.is_deadlocked()); }) {
+      if (self->ex_.is_deadlocked()) return;  // nothing of it goes on: what waits goes with it
+    }
+    if (self->close()) return;
+    // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for, and where
+    // somebody runs our executor.
     const bool on_our_executor = current_executor().refers_to(std::addressof(self->ex_)) ||
                                  (!std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_));
-    if (this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get())) {
+    bool runs = true;
+    if constexpr (requires { static_cast<bool>(self->ex_.is_running()); }) runs = self->ex_.is_running();
+    if (this_thread_loop == nullptr && !on_our_executor && runs && !delivery::is_on_stack(self.get())) {
       sync_wait(stream_close<stream_state>(*self));
       return;
     }
