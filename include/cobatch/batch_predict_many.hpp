@@ -211,6 +211,7 @@ class batch_outcomes {
 template <class Traits, class PredictMany>
 using one_batch = expected<std::vector<typename Traits::outcome>, error>;
 
+COBATCH_COROUTINES_BEGIN
 template <class Traits, class Batch, class PredictMany>
 task<one_batch<Traits, PredictMany>> await_one_batch(PredictMany& predict_many, Batch kept, std::stop_token stop,
                                                      bool isolates) {
@@ -231,6 +232,7 @@ task<one_batch<Traits, PredictMany>> await_one_batch(PredictMany& predict_many, 
   }
   co_return outcomes.take();
 }
+COBATCH_COROUTINES_END
 
 template <class Traits, class PredictMany>
 one_batch<Traits, PredictMany> call_one_batch(PredictMany& predict_many, typename Traits::samples batch,
@@ -250,6 +252,7 @@ one_batch<Traits, PredictMany> call_one_batch(PredictMany& predict_many, typenam
   return outcomes.take();
 }
 
+COBATCH_COROUTINES_BEGIN
 template <class Executor, class View, class PredictMany>
 task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_batches(Executor& ex, View samples,
                                                                                        PredictMany predict_many,
@@ -309,6 +312,7 @@ task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_b
   }
   co_return outcomes;
 }
+COBATCH_COROUTINES_END
 
 inline void check(const many_options& options) {
   if (options.max_batch_size == 0) {

@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/as_size.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/histogram.hpp>

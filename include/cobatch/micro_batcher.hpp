@@ -201,9 +201,12 @@ class [[nodiscard]] micro_batch_predict {
         return errc::cost_exceeds_capacity;
       case batch_outcome::executor_stopped:
         return errc::executor_stopped;
-      default:
-        return errc::cancelled;
+      case batch_outcome::result:
+      case batch_outcome::cancelled:
+      case batch_outcome::no_memory:
+        break;
     }
+    return errc::cancelled;
   }
 
   micro_batch_model<Sample, T>* model_;

@@ -66,7 +66,9 @@ class keyed_batches {
           });
       if (has_key) numbers_.push_back(i);
     }
-    std::stable_sort(numbers_.begin(), numbers_.end(), [&](std::size_t a, std::size_t b) { return keys[a] < keys[b]; });
+    std::sort(numbers_.begin(), numbers_.end(), [&](std::size_t a, std::size_t b) {
+      return keys[a] != keys[b] ? keys[a] < keys[b] : a < b;
+    });
     for (std::size_t begin = 0; begin < numbers_.size();) {
       std::size_t end = begin;
       while (end < numbers_.size() && end - begin < most && keys[numbers_[end]] == keys[numbers_[begin]]) ++end;

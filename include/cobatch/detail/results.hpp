@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cobatch/detail/as_size.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/config.hpp>
 
@@ -174,7 +175,7 @@ class growing_results {
 
   // Block k holds first_block << k slots, from number first_block * (2^k - 1) on.
   static constexpr std::size_t block_of(std::size_t index) noexcept {
-    return static_cast<std::size_t>(std::bit_width(index / first_block + 1)) - 1;
+    return as_size(std::bit_width(index / first_block + 1)) - 1;
   }
   static constexpr std::size_t first_of(std::size_t block) noexcept {
     return first_block * ((std::size_t{1} << block) - 1);

@@ -304,15 +304,17 @@ bool batch_engine<Types>::try_again(lane& self) {
     retries_made_.fetch_sub(1, std::memory_order_relaxed);
     return final_failure();
   };
-  if (policy.budget != unlimited_budget && made > policy.budget * samples_started()) return give_up();
+  if (policy.budget < unlimited_budget && made > policy.budget * samples_started()) return give_up();
   // Before anybody can take it up again.
   if (options_.observer) report_.retried(sample, self.ended, std::max(delay, time::zero()));
   head.add_holder();
-  switch (retries_.push(sample, due, at_once)) {
-    case retry_queue<sample_type>::pushed::no_memory: head.drop_spare_holder(); return give_up();
-    case retry_queue<sample_type>::pushed::is_next: alarm_.wake(); break;
-    default: break;
+  using pushed = typename retry_queue<sample_type>::pushed;
+  const pushed how = retries_.push(sample, due, at_once);
+  if (how == pushed::no_memory) {
+    head.drop_spare_holder();
+    return give_up();
   }
+  if (how == pushed::is_next) alarm_.wake();
   sample.item = nullptr;
   return true;
 }

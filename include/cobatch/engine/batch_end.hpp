@@ -163,11 +163,9 @@ void batch_engine<Types>::count_failure() {
 template <class Types>
 errc batch_engine<Types>::reason(bool timed_out) const noexcept {
   if (timed_out) return errc::timed_out;
-  switch (const halt asked = asked_.load(std::memory_order_relaxed)) {
-    case halt::none: return errc::exception;
-    case halt::closed: return errc::cancelled;
-    default: return meaning(asked);
-  }
+  const halt asked = asked_.load(std::memory_order_relaxed);
+  if (asked == halt::none) return errc::exception;
+  return asked == halt::closed ? errc::cancelled : meaning(asked);
 }
 
 // ---- Time ----

@@ -67,8 +67,10 @@ auto batch_engine<Types>::pull([[maybe_unused]] loop& here, [[maybe_unused]] por
   switch (answer) {
     case claim::taken: return step::finished;
     case claim::elsewhere: return step::elsewhere;
-    default: return step::none;
+    case claim::exhausted:
+    case claim::no_room: break;
   }
+  return step::none;
 }
 
 /// finished: there is one in self.sample.
@@ -262,6 +264,7 @@ template <class Types>
   if (needs_.gates && share_.is_over(self, self.waited, wait_.under_way(), ex_)) hand_over_permit(self);
 }
 
+COBATCH_COROUTINES_BEGIN
 /// The whole way of one sample after another, from top to bottom.
 template <class Types>
 typename batch_lane<Types>::way batch_engine<Types>::one_sample_after_another(batch_engine& e, lane& self) {
@@ -357,6 +360,7 @@ typename batch_lane<Types>::way batch_engine<Types>::one_sample_after_another(ba
     co_await self.says(step::finished);
   }
 }
+COBATCH_COROUTINES_END
 
 /// Whether there is a sample that could be started in the loop of this worker, or of none.
 template <class Types>

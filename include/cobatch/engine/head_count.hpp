@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/as_size.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
@@ -40,7 +41,7 @@ class head_count {
   explicit head_count(std::size_t cap) noexcept : cap_(cap < most_lanes ? cap : most_lanes) {}
 
   /// A hint, but for who asks after putting work down.
-  std::size_t lanes() const noexcept { return static_cast<std::size_t>(word_.load() & lane_mask); }
+  std::size_t lanes() const noexcept { return as_size(word_.load() & lane_mask); }
   bool below_cap() const noexcept { return lanes() < cap_; }
   bool nobody() const noexcept { return word_.load() == 0; }
 

@@ -60,10 +60,12 @@ class relayed : public pooled_frame {
     void await_resume() const noexcept {}
   };
 
+  COBATCH_COROUTINES_BEGIN
   template <class Engine>
   static coroutine relay(Engine&) {
     for (;;) co_await pass_on();
   }
+  COBATCH_COROUTINES_END
 };
 
 /// One sample, wherever it is: in a lane, or asleep until its next attempt.

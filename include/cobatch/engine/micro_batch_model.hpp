@@ -111,6 +111,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   std::int64_t now() const noexcept override { return now_of(*ex_).count(); }
 
   void start_timer() override { keep_time(alarm_).handle().resume(); }
+  COBATCH_COROUTINES_BEGIN
   static on_behalf_of<alarm> keep_time(alarm& of) {
     micro_batch_engine& self = *of.engine;
     while (const std::int64_t pause = self.time_to_sleep()) {
@@ -118,6 +119,7 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
       self.slept(elapsed);
     }
   }
+  COBATCH_COROUTINES_END
   decltype(auto) sleep(std::int64_t pause) {
     return ex_->schedule_after(std::chrono::nanoseconds(pause), this->wake_up_call());
   }
@@ -198,12 +200,14 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
     }
   }
 
+  COBATCH_COROUTINES_BEGIN
   static on_behalf_of<slot> await_range(slot& self)
     requires is_awaitable
   {
     micro_batch_engine& engine = self.engine();
     engine.use(self, co_await (*engine.predict_many_)(engine.range(self)));
   }
+  COBATCH_COROUTINES_END
 
   template <class Results>
   void use(slot& self, Results&& results) {

@@ -77,6 +77,13 @@ class batch_waiter : public waiter {
   bool urgent = false;
 };
 
+/// A pointer that is not null, as the compiler cannot know: what it points to is counted elsewhere.
+template <class T>
+constexpr T* known(T* pointer) noexcept {
+  if (!pointer) __builtin_unreachable();
+  return pointer;
+}
+
 /// Samples that are, or may come to be, in one batch.
 class batch_group {
  public:
@@ -151,7 +158,7 @@ class micro_batch_queue {
 
   /// Takes one out that is queued or formed.
   void leave(batch_waiter& waiter) noexcept {
-    batch_group& from = *waiter.group;
+    batch_group& from = *known(waiter.group);
     if (waiter.deadline.linked()) deadlines_.erase(waiter.deadline);
     if (waiter.stage == batch_stage::queued) {
       const bool was_first = from.first() == &waiter;
@@ -175,7 +182,7 @@ class micro_batch_queue {
   /// Takes any one out, null if nobody waits.
   batch_waiter* take_any() noexcept {
     if (buckets_.empty()) return nullptr;
-    batch_waiter* const first = buckets_.begin()->second.first();
+    batch_waiter* const first = known(buckets_.begin()->second.first());
     leave(*first);
     return first;
   }
@@ -189,7 +196,7 @@ class micro_batch_queue {
   /// oldest sample is the oldest.
   void fill_ready(batch_group& batch, nanoseconds now, bool all_are) noexcept {
     const bool oldest_is = all_are || waiting_ >= limits_.waiting || due() <= now;
-    bucket& from = bucket::of(*(oldest_is ? by_age_ : full_).take_due(timer_queue::never - 1));
+    bucket& from = bucket::of(*known((oldest_is ? by_age_ : full_).take_due(timer_queue::never - 1)));
     batch.key = from.key;
     move(from, batch);
   }
@@ -239,7 +246,7 @@ class micro_batch_queue {
     return all.count + 1 >= limits_.samples || all.cost + with.cost >= limits_.cost || with.urgent;
   }
   static nanoseconds oldest(batch_group& all, const batch_waiter& otherwise) noexcept {
-    return all.count > 0 ? all.first()->arrival : otherwise.arrival;
+    return all.count > 0 ? known(all.first())->arrival : otherwise.arrival;
   }
 
   bucket& bucket_for(const batch_waiter& waiter) {
@@ -283,8 +290,9 @@ class micro_batch_queue {
     if (!other_first && full == changed.full.linked()) return;
     take_out(changed);
     // There is room: it has just been in both, or is no more in full_.
-    put(by_age_, changed.age, changed.first()->arrival);
-    if (full) put(full_, changed.full, changed.first()->arrival);
+    const nanoseconds first = known(changed.first())->arrival;
+    put(by_age_, changed.age, first);
+    if (full) put(full_, changed.full, first);
   }
 
   void forget(bucket& empty) noexcept {

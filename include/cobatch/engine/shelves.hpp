@@ -8,6 +8,7 @@
 #include <memory>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/as_size.hpp>
 #include <cobatch/detail/cache_line.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -61,7 +62,7 @@ class shelves {
       if (seen == empty) {
         if (own.word.compare_exchange_weak(seen, filling)) break;
       } else if (own.word.compare_exchange_weak(seen, (seen & filling) == 1 ? empty : seen + one_later)) {
-        index = static_cast<std::size_t>(seen >> count_bits);
+        index = as_size(seen >> count_bits);
         return true;
       }
     }
@@ -86,8 +87,8 @@ class shelves {
         const std::uint64_t lies = seen & filling;
         const std::uint64_t taken = std::min<std::uint64_t>((lies + 1) / 2, limit);
         if (all_[i].word.compare_exchange_weak(seen, lies == taken ? empty : seen - taken)) {
-          into.end = static_cast<std::size_t>((seen >> count_bits) + lies);
-          into.begin = into.end - static_cast<std::size_t>(taken);
+          into.end = as_size((seen >> count_bits) + lies);
+          into.begin = into.end - as_size(taken);
           return true;
         }
       }
@@ -108,8 +109,8 @@ class shelves {
   void each(Visit&& visit) const {
     for (std::size_t i = 0; i < count_; ++i) {
       const std::uint64_t lies = all_[i].word.load(std::memory_order_relaxed);
-      const auto begin = static_cast<std::size_t>(lies >> count_bits);
-      if (lies != empty) visit(index_range{begin, begin + static_cast<std::size_t>(lies & filling)});
+      const std::size_t begin = as_size(lies >> count_bits);
+      if (lies != empty) visit(index_range{begin, begin + as_size(lies & filling)});
     }
   }
 

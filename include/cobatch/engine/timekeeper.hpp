@@ -45,6 +45,7 @@ class timekeeper {
     Engine& engine_;
   };
 
+  COBATCH_COROUTINES_BEGIN
   static timekeeper of(Engine& engine) {
     for (;;) {
       const std::chrono::nanoseconds pause = engine.expire();
@@ -54,6 +55,7 @@ class timekeeper {
       break;
     }
   }
+  COBATCH_COROUTINES_END
 
   std::coroutine_handle<> handle() const noexcept { return frame_; }
 

@@ -40,8 +40,11 @@ constexpr errc meaning(halt why) noexcept {
     case halt::input: return errc::input_failed;
     case halt::executor: return errc::executor_stopped;
     case halt::closed: return errc::closed;
-    default: return errc::cancelled;
+    case halt::none:
+    case halt::user:
+    case halt::failures: break;
   }
+  return errc::cancelled;
 }
 
 /// The slot of a sample whose predict comes to Value.
@@ -126,7 +129,7 @@ struct batch_needs {
         latencies(timeouts || hedges || options.limit || options.observer),
         gates(options.semaphore || options.limit || options.rate || (names::weighs && options.max_weight != unlimited)),
         gates_anew(options.rate || options.limit || (names::weighs && gates)),
-        counts_starts(hedges || options.retry.budget != unlimited_budget),
+        counts_starts(hedges || options.retry.budget < unlimited_budget),
         plain(!retries && !hedges && !tokens && !latencies && !gates_anew && options.max_failures == unlimited) {}
 
   const bool retries, hedges, timeouts;
