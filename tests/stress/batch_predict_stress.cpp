@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <cobatch/executor.hpp>
+#include <cobatch/predict_stream.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
@@ -359,6 +360,42 @@ TEST_CASE("batch_predict stress: a single-pass input is read by several workers,
         }));
     check_complete(results, size);
     CHECK(overlaps == 0);
+  }
+}
+
+TEST_CASE("batch_predict stress: a stream that reads another one is never forgotten by it") {
+  // Samples of some ten microseconds: each stage now has something ready, and now has to wait.
+  const auto work = [](int turns) {
+    volatile int sum = 0;
+    for (int i = 0; i < turns; ++i) sum = sum + i;
+  };
+  constexpr int count = 20'000;
+  for (const std::size_t threads : {std::size_t{2}, std::size_t{3}, std::size_t{8}}) {
+    for (const std::size_t window : {std::size_t{2}, std::size_t{64}}) {
+      thread_pool pool(threads);
+      const auto first_stage = [&](std::size_t x) {
+        work(6000 + static_cast<int>(x % 1000));
+        return x;
+      };
+      const auto second_stage = [&](const auto& item) {
+        work(6000 + static_cast<int>(item.index % 700));
+        return *item.result;
+      };
+      const auto run = [&]() -> task<std::size_t> {
+        const auto samples = std::views::iota(std::size_t{0}, static_cast<std::size_t>(effort(count)));
+        auto first = cobatch::predict_stream(pool, samples, first_stage, batch_options{.max_concurrency = window});
+        auto second = cobatch::predict_stream(pool, first, second_stage, batch_options{.max_concurrency = window});
+        std::size_t sum = 0;
+        for (;;) {
+          const auto item = co_await second.next();
+          if (!item) break;
+          sum += *item->result;
+        }
+        co_return sum;
+      };
+      const auto all = static_cast<std::size_t>(effort(count));
+      CHECK(sync_wait(run()) == all * (all - 1) / 2);
+    }
   }
 }
 
