@@ -61,29 +61,32 @@ class retry_condition {
  public:
   constexpr retry_condition() noexcept = default;
   constexpr retry_condition(std::nullptr_t) noexcept {}
+  constexpr retry_condition(bool (*function)(const error&)) noexcept : on_error_(function) {}
   template <class Error>
   constexpr retry_condition(bool (*function)(Error)) noexcept {
     using asked = std::remove_cvref_t<Error>;
+    static_assert(std::is_convertible_v<const asked&, Error>, "cobatch: retry_if must take its error by const&, or by value");
     if (!function) return;
-    if constexpr (std::is_same_v<Error, const error&>) {
-      on_error_ = function;
-    } else {
-      function_ = reinterpret_cast<erased>(function);
-      call_ = [](erased erased_function, const void* why) {
-        return reinterpret_cast<bool (*)(Error)>(erased_function)(*static_cast<const asked*>(why));
-      };
-      type_ = &type_tag<asked>;
-    }
+    function_ = reinterpret_cast<erased>(function);
+    call_ = [](erased erased_function, const void* why) {
+      return reinterpret_cast<bool (*)(Error)>(erased_function)(*static_cast<const asked*>(why));
+    };
+    type_ = &type_tag<asked>;
   }
   template <class Condition>
     requires(!std::is_same_v<std::remove_cvref_t<Condition>, retry_condition> &&
              !std::is_pointer_v<std::decay_t<Condition>> && !std::is_null_pointer_v<Condition>)
   constexpr retry_condition(const Condition& condition) noexcept {
     constexpr bool fits = requires { retry_condition(+condition); };
-    static_assert(fits,
+    constexpr bool any_error = std::is_convertible_v<const Condition&, bool (*)(const error&)>;  // a generic lambda
+    static_assert(fits || any_error,
                   "cobatch: retry_if must be a function, or a lambda without captures, that takes `const "
                   "cobatch::error&`, or predict's own error type, and returns bool");
-    if constexpr (fits) *this = retry_condition(+condition);
+    if constexpr (fits) {
+      *this = retry_condition(+condition);
+    } else if constexpr (any_error) {
+      on_error_ = condition;
+    }
   }
 
   constexpr explicit operator bool() const noexcept { return on_error_ || call_; }

@@ -20,6 +20,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/many_batches.hpp>
 #include <cobatch/detail/many_results.hpp>
+#include <cobatch/detail/predict_traits.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
@@ -86,8 +87,8 @@ struct many_traits {
                 "cobatch: predict_many must be callable as predict_many(std::span<const Sample>) or "
                 "predict_many(std::span<const Sample>, std::stop_token)");
 
-  static constexpr bool has_key = requires(PredictMany& many, const sample& each) { many.key(each); };
-  static constexpr bool has_cost = requires(PredictMany& many, const sample& each) { many.cost(each); };
+  static constexpr bool has_key = groups_samples<PredictMany> && requires(PredictMany& many, const sample& each) { many.key(each); };
+  static constexpr bool has_cost = tells_of_samples<PredictMany> && requires(PredictMany& many, const sample& each) { many.cost(each); };
 
   static decltype(auto) call(PredictMany& predict_many, samples batch, [[maybe_unused]] const std::stop_token& stop) {
     if constexpr (takes_token) {
@@ -128,6 +129,9 @@ struct many_traits {
       std::constructible_from<typename outcome::error_type, error>,
       "cobatch: the error type of predict_many's results must be constructible from cobatch::error: that is what "
       "a sample has whose batch failed or did not start");
+  static_assert(!looks_awaitable<value_in<outcome>>,
+                "cobatch: the results of predict_many only look awaitable: their outcomes would be successes before they "
+                "have come");
 };
 
 /// The outcomes of one batch while it is cut into ranges.
@@ -302,11 +306,10 @@ task<std::vector<typename many_traits<View, PredictMany>::outcome>> predict_in_b
   for (std::size_t i = 0; i < results.size(); ++i) {
     std::size_t place = 0;
     plan.each_number(plan.list()[i], [&](std::size_t number) {
-      if (results[i]) {
-        rewrite(outcomes[number], std::move((*results[i])[place++]));
-      } else {
-        rewrite(outcomes[number], unexpect, results[i].error());
-      }
+      outcome& slot = outcomes[number];
+      if (!results[i]) return rewrite(slot, unexpect, error(results[i].error()));
+      guarded([&] { rewrite(slot, std::move((*results[i])[place++])); },
+              [&] { rewrite(slot, unexpect, error(errc::exception, std::current_exception())); });
     });
     results[i] = unexpected(error(errc::not_started));  // gives its memory back
   }

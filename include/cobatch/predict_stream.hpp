@@ -38,8 +38,9 @@ class [[nodiscard]] result_stream {
   result_stream(result_stream&&) noexcept = default;
   result_stream& operator=(result_stream&&) = delete;
   /// Stops what is in flight. On a thread of no executor it waits for its end. On an executor's thread, which must not
-  /// be blocked, inside the stream's own delivery of an item, and outside run() of a run_loop or a simulation, what is in
-  /// flight ends by itself: await close() first, if predict refers to something that ends earlier. An executor of your own tells by running_in_this_thread()
+  /// be blocked, and inside the stream's own delivery of an item, what is in flight ends by itself: await close()
+  /// first, if predict refers to something that ends earlier. A run_loop or a simulation that nobody runs is run until
+  /// the end; in a deadlock what waits is destroyed. An executor of your own tells by running_in_this_thread()
   /// that the thread is one of its own.
   ~result_stream() {
     if (state_) State::abandon(std::move(state_));
@@ -81,12 +82,13 @@ struct stream_source<Samples> {
   }
 };
 
-template <class Executor, class Samples, class Predict>
-struct stream_types {
+template <class Executor, class Source, class Result, bool Weighs>
+struct stream_kind {
   using executor = Executor;
-  using source = typename stream_source<Samples>::type;
-  using predict = Predict;
-  using sink = stream_state<stream_types>;
+  using source = Source;
+  using result = Result;
+  using sink = stream_state<stream_kind>;
+  static constexpr bool weighs = Weighs;
   static constexpr bool can_pause = true;
 };
 
@@ -115,18 +117,21 @@ template <executor Executor, class Samples, class Predict>
   requires(async_source<Samples> || (std::ranges::input_range<Samples> && std::ranges::viewable_range<Samples>))
 auto predict_stream(Executor& ex, Samples&& samples, Predict&& predict, batch_options options = {},
                     stream_options how = {}) {
-  using types = detail::stream_types<Executor, Samples, std::decay_t<Predict>>;
-  using state = detail::stream_state<types>;
-  detail::check<Executor, typename state::traits>(options);
+  using predict_type = std::decay_t<Predict>;
+  using source = typename detail::stream_source<Samples>::type;
+  using outcome = detail::outcome_of<source, predict_type>;
+  using kind = detail::stream_kind<Executor, source, typename outcome::result, detail::weighs_samples<predict_type>>;
+  detail::check<Executor, typename outcome::traits>(options);
   if (how.window == 0) how.window = options.max_concurrency == unlimited ? 256 : options.max_concurrency;
   if (options.max_concurrency == unlimited) options.max_concurrency = how.window;
   if (how.window < options.max_concurrency) {
     detail::throw_or_fail<std::invalid_argument>(
         "predict_stream: the window is smaller than max_concurrency: so many could never run");
   }
-  auto made = std::make_unique<state>(ex, detail::stream_source<Samples>::of(samples),
-                                      std::decay_t<Predict>(std::forward<Predict>(predict)), options, how, how.window);
-  return result_stream<state>(std::move(made));
+  auto made = std::make_unique<detail::stream_of<kind, predict_type>>(
+      ex, detail::stream_source<Samples>::of(samples), predict_type(std::forward<Predict>(predict)), options, how,
+      how.window);
+  return result_stream<detail::stream_state<kind>>(std::move(made));
 }
 
 }  // namespace cobatch

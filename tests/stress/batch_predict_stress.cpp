@@ -371,7 +371,7 @@ TEST_CASE("batch_predict stress: a stream that reads another one is never forgot
   };
   constexpr int count = 20'000;
   for (const std::size_t threads : {std::size_t{2}, std::size_t{3}, std::size_t{8}}) {
-    for (const std::size_t window : {std::size_t{2}, std::size_t{64}}) {
+    for (const std::size_t window : {std::size_t{1}, std::size_t{2}, std::size_t{64}}) {
       thread_pool pool(threads);
       const auto first_stage = [&](std::size_t x) {
         work(6000 + static_cast<int>(x % 1000));
@@ -384,7 +384,8 @@ TEST_CASE("batch_predict stress: a stream that reads another one is never forgot
       const auto run = [&]() -> task<std::size_t> {
         const auto samples = std::views::iota(std::size_t{0}, static_cast<std::size_t>(effort(count)));
         auto first = cobatch::predict_stream(pool, samples, first_stage, batch_options{.max_concurrency = window});
-        auto second = cobatch::predict_stream(pool, first, second_stage, batch_options{.max_concurrency = window});
+        auto second = cobatch::predict_stream(pool, first, second_stage, batch_options{.max_concurrency = window},
+                                              cobatch::stream_options{.window = window + 1});
         std::size_t sum = 0;
         for (;;) {
           const auto item = co_await second.next();

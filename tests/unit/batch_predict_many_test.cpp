@@ -291,6 +291,46 @@ TEST_CASE("batch_predict_many: from weighted() a batch weighs what its samples d
         "1 2 cost_exceeds_capacity cost_exceeds_capacity");
 }
 
+namespace {
+
+/// A result that cannot be moved a second time.
+struct moves_once {
+  explicit moves_once(int v) : value(v) {}
+  moves_once(moves_once&& other) : value(other.value), moves(other.moves + 1) {
+    if (value == 2 && moves == 3) throw std::runtime_error("moved too often");
+  }
+  int value;
+  int moves = 0;
+};
+
+}  // namespace
+
+TEST_CASE("batch_predict_many: a result that throws while it is moved to its place is that sample's exception") {
+  simulation sim;
+  const std::vector<int> samples{1, 2, 3};
+  const auto model = [](std::span<const int> batch) {
+    std::vector<moves_once> all;
+    all.reserve(batch.size());
+    for (const int each : batch) all.emplace_back(each);
+    return all;
+  };
+  const auto results = sim.run(batch_predict_many(sim, samples, model, {.max_batch_size = 3}));
+  CHECK(results[0]->value == 1);
+  CHECK(results[1].error().code == errc::exception);
+  CHECK(results[2]->value == 3);
+}
+
+TEST_CASE("batch_predict_many: a model's own members named key and cost mean nothing") {
+  struct model {
+    std::vector<int> operator()(std::span<const int> batch) const { return {batch.begin(), batch.end()}; }
+    const char* key(int) const { return "house"; }
+    const char* cost(int) const { return "none"; }
+  };
+  simulation sim;
+  const std::vector<int> samples{1, 2, 3};
+  CHECK(outline(sim.run(batch_predict_many(sim, samples, model(), {.max_batch_size = 2}))) == "1 2 3");
+}
+
 TEST_CASE("batch_predict_many: key and cost may be given in either order") {
   const auto cost = [](int) { return std::size_t{1}; };
   for (const bool key_first : {true, false}) {

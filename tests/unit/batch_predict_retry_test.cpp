@@ -254,7 +254,8 @@ TEST_CASE("retry: without retry_if the user's own error may say whether it is wo
 TEST_CASE("retry: a retry_if that takes our error is asked where predict threw, not where it gave an error of its own") {
   const auto never = [](const error&) { return false; };
   CHECK(calls_of(0, {.max_attempts = 5, .retry_if = never}) == 1);
-  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = never}) == 5);
+  CHECK(calls_of(503, {.max_attempts = 5, .retry_if = never}) == 5);
+  CHECK(calls_of(400, {.max_attempts = 5, .retry_if = never}) == 1);  // says its retryable()
   const auto broken = [](const error& why) {
     try {
       std::rethrow_exception(why.exception);
@@ -263,6 +264,15 @@ TEST_CASE("retry: a retry_if that takes our error is asked where predict threw, 
     }
   };
   CHECK(calls_of(0, {.max_attempts = 5, .retry_if = broken}) == 5);
+}
+
+TEST_CASE("retry: retry_if may be an overloaded function, or a lambda of any error") {
+  struct overloads {
+    static bool never(const error&) { return false; }
+    static bool never(const status&) { return true; }
+  };
+  CHECK(calls_of(0, {.max_attempts = 5, .retry_if = &overloads::never}) == 1);
+  CHECK(calls_of(0, {.max_attempts = 5, .retry_if = [](const auto& why) { return why.attempts < 3; }}) == 3);
 }
 
 TEST_CASE("retry: a retry_if that takes neither error is refused") {

@@ -192,8 +192,8 @@ TEST_CASE("thread_pool: what comes from outside waits for a few resumptions, not
 }
 
 TEST_CASE("thread_pool: what a coroutine queues before it blocks its thread runs on the others") {
+  std::latch meeting(3);  // outlives the pool: when begin() ends, the others may still be in it
   thread_pool pool(3);
-  std::latch meeting(3);
   auto meet = [&]() -> detached {
     co_await pool.schedule();
     meeting.arrive_and_wait();  // blocks until three threads are in it

@@ -59,7 +59,8 @@ concept looks_awaitable =
        object.valid();
        object.wait();
        object.get();
-     } || (requires { typename std::coroutine_traits<T>::promise_type; } && !requires(T& object) { object.begin(); }));
+     } || (requires { typename std::coroutine_traits<T>::promise_type; } && !requires(T& object) { object.begin(); } &&
+           !requires(T& object) { object.has_value(); }));
 
 /// The type of `co_await std::declval<Awaitable>()`.
 template <class Awaitable>

@@ -51,6 +51,8 @@ class keyed_batches {
                 "cobatch: bucketed() gathers the samples of a batch, so they must be copyable: hand out pointers to them, "
                 "or indices");
 
+  static_assert(!std::same_as<Sample, bool>, "cobatch: no span can refer to bools that were gathered: use char");
+
   template <class PredictMany, class Fail>
   keyed_batches(samples all, std::size_t most, PredictMany& predict_many, Fail&& failed) : all_(all) {
     std::vector<std::size_t> keys(all.size());

@@ -8,6 +8,22 @@
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
+/// T of an expected<T, E>, or what is not one itself.
+template <class Value>
+struct value_of_expected {
+  using type = Value;
+};
+template <class Value>
+  requires requires {
+    typename Value::value_type;
+    typename Value::unexpected_type;
+  }
+struct value_of_expected<Value> {
+  using type = typename Value::value_type;
+};
+template <class Value>
+using value_in = typename value_of_expected<Value>::type;
+
 /// What one call of predict takes and gives: all that the engine needs to know of its type. Reference is what the
 /// source gives; the sample may be taken away only where it belongs to the batch.
 template <class Predict, class Reference, bool Owned>
@@ -51,13 +67,13 @@ struct predict_traits {
   /// What the call returns: a value, or an awaitable of one.
   using raw = typename decltype(call_result())::type;
   static constexpr bool is_awaitable = awaitable<raw>;
-  static_assert(!looks_awaitable<std::remove_cvref_t<raw>>,
+  /// What a sample comes to: V of the contract.
+  using value = std::remove_cvref_t<typename decltype(awaited_result<raw>())::type>;
+  static_assert(!looks_awaitable<value> && !looks_awaitable<value_in<value>>,
                 "cobatch: predict returns something that only looks awaitable: a plain coroutine cannot co_await it, so "
                 "its outcome would be a success before it has come. Of a std::future return .get(); a callback API goes "
                 "through cobatch::from_callback(); another library's coroutine must be started, and tell how it ended, "
                 "through that as well");
-  /// What a sample comes to: V of the contract.
-  using value = std::remove_cvref_t<typename decltype(awaited_result<raw>())::type>;
 };
 
 }  // namespace cobatch::detail

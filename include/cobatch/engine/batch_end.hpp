@@ -15,15 +15,17 @@ namespace cobatch::inline COBATCH_ABI::detail {
 // How a batch begins, what it does because of the time, and how it ends.
 
 template <class Types>
-batch_engine<Types>::batch_engine(executor_type& ex, source& samples, predict_type& predict, sink_type& sink,
+template <class Predict>
+batch_engine<Types>::batch_engine(executor_type& ex, source& samples, Predict& predict, sink_type& sink,
                                   const batch_options& options, std::stop_token stop)
     : crew(names::weighs ? options.max_concurrency : std::min(options.max_concurrency, options.max_weight)),
       ex_(ex),
-      predict_(predict),
+      predict_(std::addressof(predict)),
+      calls_(calls_of<Predict>()),
       source_(samples),
       sink_(sink),
       options_(options),
-      needs_(options, stop.stop_possible()),
+      needs_(options, stop.stop_possible(), calls_.takes_token),
       shelves_(source::indexed ? std::min<std::size_t>({concurrency_of(ex), options.max_concurrency,
                                                         samples.size_hint().value_or(unlimited), 64})
                                : 1),

@@ -61,10 +61,8 @@ class batch_engine : public batch_crew<Types> {
   using names = batch_types<Types>;
   using crew = batch_crew<Types>;
   using executor_type = typename names::executor;
-  using predict_type = typename names::predict;
   using sink_type = typename names::sink;
   using error_type = typename names::error_type;
-  using traits = typename names::traits;
   using time = std::chrono::nanoseconds;
 
  public:
@@ -78,8 +76,22 @@ class batch_engine : public batch_crew<Types> {
   using sample_type = sample_state<Types>;
   using portion = typename crew::portion;
   using item_type = typename source::template item_for<result>::item;
+  enum class begun : unsigned char { suspended, ready, settled };
 
-  batch_engine(executor_type& ex, source& samples, predict_type& predict, sink_type& sink, const batch_options& options,
+  /// What it knows of predict, whose type only these functions know.
+  struct predict_calls {
+    bool takes_token;
+    bool repeats;           // not where it takes its samples away: it cannot be called a second time with the same one
+    std::size_t work_size;  // what it returns is awaited in so many bytes
+    step (*drive_plainly)(batch_engine&, loop&, lane&, worker*);
+    begun (*begin)(batch_engine&, lane&, start_mark&);
+    void (*collect)(batch_engine&, lane&);
+    void (*abandon)(lane&) noexcept;
+    std::size_t (*cost)(batch_engine&, lane&);
+  };
+
+  template <class Predict>
+  batch_engine(executor_type& ex, source& samples, Predict& predict, sink_type& sink, const batch_options& options,
                std::stop_token stop);
   ~batch_engine();
 
@@ -156,11 +168,9 @@ class batch_engine : public batch_crew<Types> {
 
   // -- a sample's way; for lanes and gates --
   static typename lane::way one_sample_after_another(batch_engine& engine, lane& self);
-  enum class begun : unsigned char { suspended, ready, settled };
-  template <bool Plain>
-  begun begin(lane& self, start_mark& mark);
-  template <bool Plain>
-  void collect(lane& self);
+  begun begin(lane& self, start_mark& mark) { return calls_.begin(*this, self, mark); }
+  void collect(lane& self) { calls_.collect(*this, self); }
+  const predict_calls& calls() const noexcept { return calls_; }
   bool begin_wait(lane& self, wait_for what, std::stop_token& stop);
   bool end_wait(lane& self, wait_for what);
   executor_type& loop_executor() noexcept { return ex_; }
@@ -206,6 +216,7 @@ class batch_engine : public batch_crew<Types> {
   bool work_visible();
 
   // -- the pieces of a sample's way --
+  template <class Predict>
   step drive_plainly(loop& here, lane& self, worker* driver);
   void finished_plainly(loop& here, lane& self, worker* driver);
   bool needs_turn(const lane& self) const noexcept {
@@ -231,7 +242,15 @@ class batch_engine : public batch_crew<Types> {
   void settled(handful& done, const sample_type& sample);
   void note_end(lane& self) noexcept;
   void measure(lane& self) noexcept;
-  template <bool Plain, class... Value>
+  template <class Predict>
+  static constexpr predict_calls calls_of();
+  template <class Predict>
+  static auto& work_of(lane& self) noexcept;
+  template <class Predict, bool Plain>
+  begun begin_with(lane& self, start_mark& mark);
+  template <class Predict, bool Plain>
+  void collect_with(lane& self);
+  template <class PredictValue, bool Plain, class... Value>
   void store(lane& self, Value&&... outcome);
   template <bool Plain>
   void failed(lane& self);
@@ -251,7 +270,8 @@ class batch_engine : public batch_crew<Types> {
   void finish();
 
   executor_type& ex_;
-  predict_type& predict_;
+  void* const predict_;
+  const predict_calls calls_;
   source& source_;
   sink_type& sink_;
   const batch_options options_;

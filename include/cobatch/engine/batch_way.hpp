@@ -202,7 +202,7 @@ template <class Types>
 auto batch_engine<Types>::drive(loop& here, lane& self, worker* driver) -> step {
   // Its permit may have been handed over since the attempt began.
   if (needs_.plain && !self.in_way && (self.at == stage::attempt || !needs_turn(self))) [[likely]] {
-    return drive_plainly(here, self, driver);
+    return calls_.drive_plainly(*this, here, self, driver);
   }
   self.loop = &here;
   self.worker = driver;
@@ -218,16 +218,24 @@ auto batch_engine<Types>::drive(loop& here, lane& self, worker* driver) -> step 
 /// Where nothing happens to a sample but its predict. This is the loop that decides what a sample costs; it touches
 /// nothing that is shared, and little else.
 template <class Types>
-auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) -> step {
+template <class Predict>
+[[gnu::hot]] auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) -> step {
+  const auto goes_on = [&] {
+    return !halted() && !(this->is_hungry() && here.pace.sharing_due()) && !here.late && !needs_turn(self);
+  };
   if (self.at == stage::attempt) {
     self.at = stage::idle;
-    collect<true>(self);
+    collect_with<Predict, true>(self);
     self.waited = true;
     finished_plainly(here, self, driver);
-    if (here.pace.tick()) look(here);
-    return step::finished;
+    if (here.pace.tick()) {
+      look(here);
+      return step::finished;
+    }
+    if (!goes_on()) return step::finished;
+  } else if (halted()) {
+    return step::none;
   }
-  if (halted()) return step::none;
   self.waited = false;
   self.mark = &here.mark;
   do {
@@ -244,16 +252,16 @@ auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) 
     self.sample.attempts = 1;
     here.mark.reopen(&self);
     self.at = stage::attempt;
-    const begun state = begin<true>(self, here.mark);
+    const begun state = begin_with<Predict, true>(self, here.mark);
     if (state == begun::suspended && !here.mark.finished()) return step::lost;  // self may be gone
     self.at = stage::idle;
-    if (state != begun::settled) collect<true>(self);
+    if (state != begun::settled) collect_with<Predict, true>(self);
     finished_plainly(here, self, driver);
     if (here.pace.tick()) {
       look(here);
       break;
     }
-  } while (!halted() && !(this->is_hungry() && here.pace.sharing_due()) && !here.late && !needs_turn(self));
+  } while (goes_on());
   return step::finished;
 }
 
@@ -380,7 +388,7 @@ template <class Types>
 bool batch_engine<Types>::weigh([[maybe_unused]] lane& self) {
   if constexpr (names::weighs) {
     const auto cost = [&] {
-      const std::size_t asked = predict_.cost(std::as_const(source_.get(self.sample.item, self.sample.index)));
+      const std::size_t asked = calls_.cost(*this, self);
       self.weight = std::max<std::size_t>(asked, 1);
       return true;
     };

@@ -162,7 +162,7 @@ class [[nodiscard]] predict_call {
     lane_.mark = &here.mark;
     lane_.at = Lane::stage::attempt;
     lane_.waited = false;
-    const auto state = engine_.template begin<false>(lane_, here.mark);
+    const auto state = engine_.begin(lane_, here.mark);
     if (state == Engine::begun::suspended && !here.mark.finished()) return true;  // *this may be gone
     suspended_ = false;
     ready_ = state != Engine::begun::settled;
@@ -171,7 +171,7 @@ class [[nodiscard]] predict_call {
   void await_resume() {
     lane_.at = Lane::stage::idle;
     lane_.waited = suspended_;
-    if (ready_) engine_.template collect<false>(lane_);
+    if (ready_) engine_.collect(lane_);
   }
 
  private:

@@ -128,6 +128,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
     batch_lane* made = nullptr;
     const auto all = [&] {
       made = batch_lane::relay(engine).made;
+      if (const std::size_t size = engine.calls().work_size) made->work = frame_pool::allocate(size);
       if (has_way) made->way_ = engine_type::one_sample_after_another(engine, *made).handle;
       if (stops) made->renew_stop(*stops);
       return made;
@@ -142,6 +143,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
 
   void destroy() noexcept {
     end_way();
+    if (work) frame_pool::deallocate(work, engine.calls().work_size);
     this->handle().destroy();
   }
   /// Ends what it waits for, where it will not be resumed.
@@ -151,9 +153,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
 
   /// Where the batch is given up because its executor was deserted: what it waits with goes.
   void abandon() noexcept {
-    if constexpr (names::traits::is_awaitable) {
-      if (at == stage::attempt) work.abandon();
-    }
+    if (at == stage::attempt) engine.calls().abandon(*this);
     at = stage::idle;
   }
 
@@ -198,9 +198,6 @@ class batch_lane : public relayed<batch_lane<Types>> {
   };
 
   struct nothing {};
-  using work_type = typename std::conditional_t<names::traits::is_awaitable,
-                                                std::type_identity<attempt<typename names::traits::raw>>,
-                                                std::type_identity<nothing>>::type;
 
   engine_type& engine;
   batch_loop<Types>* loop = nullptr;      // that drives it,
@@ -223,7 +220,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
   bool waited = false;     // its attempt was suspended
   bool observed = false;   // the observer knows of the attempt
   bool comes_home = false;  // it is on its way to the executor
-  [[no_unique_address]] work_type work;
+  void* work = nullptr;    // room for what predict returned, where that is to be awaited
 
   // Only for what the options ask for.
   std::size_t weight = 1;

@@ -62,20 +62,28 @@ class awaited_end {
   std::exception_ptr no_memory_;
 };
 
+template <class View>
+using batch_source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
+
+template <class Executor, class View, class Result, template <class, bool> class Sink, bool Weighs>
+struct batch_kind {
+  using executor = Executor;
+  using source = batch_source<View>;
+  using result = Result;
+  using sink = Sink<Result, std::ranges::sized_range<View>>;
+  static constexpr bool weighs = Weighs;
+  static constexpr bool can_pause = false;
+};
+
 /// A batch that has been awaited.
 template <class Executor, class View, class Predict, template <class, bool> class Sink>
 class running_batch {
-  struct types {
-    using executor = Executor;
-    using source = std::conditional_t<indexable<View>, indexed_source<View>, pulled_source<View>>;
-    using predict = Predict;
-    using sink = Sink<typename outcome_of<source, Predict>::result, std::ranges::sized_range<View>>;
-    static constexpr bool can_pause = false;
-  };
+  using outcome = outcome_of<batch_source<View>, Predict>;
+  using types = batch_kind<Executor, View, typename outcome::result, Sink, weighs_samples<Predict>>;
 
  public:
-  using result = typename outcome_of<typename types::source, Predict>::result;
-  using traits = typename outcome_of<typename types::source, Predict>::traits;
+  using result = typename outcome::result;
+  using traits = typename outcome::traits;
 
   template <class... Sinks>
   running_batch(Executor& ex, View&& samples, Predict& predict, const batch_options& options, std::stop_token stop,

@@ -30,6 +30,32 @@ namespace cobatch::inline COBATCH_ABI::detail {
 template <class State>
 class stream_close;
 
+/// A consumer that awaits something of a stream. Where its coroutine is destroyed meanwhile, the stream forgets it.
+template <class State>
+class stream_wait {
+ public:
+  explicit stream_wait(State& of) noexcept : state(&of) {}
+  stream_wait(const stream_wait&) = delete;
+  stream_wait& operator=(const stream_wait&) = delete;
+  ~stream_wait() {
+    if (waits_ && state) state->forget_consumer();
+  }
+
+  State* state;  // null once the stream is gone
+
+ protected:
+  bool wait(std::coroutine_handle<> consumer) noexcept {
+    waits_ = true;
+    if (state->wait(consumer, *this)) return true;  // *this may be gone
+    waits_ = false;
+    return false;
+  }
+  void goes_on() noexcept { waits_ = false; }
+
+ private:
+  bool waits_ = false;
+};
+
 /// Outcomes on their way from many lanes to one consumer, in boxes that go round: at most `window` of them.
 ///
 /// `finished_` is a stack of boxes that the consumer takes as a whole:
@@ -48,10 +74,12 @@ class stream_close;
 ///
 ///     fed ──> starved   who has the turn to read, and found none; it then looks once more
 ///     starved ──> told  the consumer's side, after it has returned boxes; it then wakes a worker
+///     told ──> starved  a worker that rests, before its last look for returned boxes
 ///     any ──> fed       who has the turn to read, and found one
 ///
 /// All of it is seq_cst, so that one of the two sees the other. The consumer may find all workers running: each looks
-/// before it rests whether boxes lie there for a reader that is not fed.
+/// once more when it rests. What is returned before that look is seen by it; whoever returns something later finds
+/// `starved`, and a worker at rest.
 template <class Types>
 class stream_state {
   struct box;
@@ -63,12 +91,12 @@ class stream_state {
     box* oldest = nullptr;
   };
 
-  using result = typename outcome_of<typename Types::source, typename Types::predict>::result;
-  using traits = typename outcome_of<typename Types::source, typename Types::predict>::traits;
+  using result = typename Types::result;
   using executor_type = typename Types::executor;
 
-  template <class Source>
-  stream_state(executor_type& ex, Source&& samples, typename Types::predict&& predict, const batch_options& options,
+  /// Refers to predict.
+  template <class Source, class Predict>
+  stream_state(executor_type& ex, Source&& samples, Predict& predict, const batch_options& options,
                const stream_options& how, std::size_t window)
       : ex_(ex),
         in_order_(how.order == result_order::input),
@@ -77,13 +105,12 @@ class stream_state {
         held_back_(std::min<std::size_t>(window / 8, 32)),
         boxes_left_(window),
         source_(std::forward<Source>(samples)),
-        predict_(std::move(predict)),
-        engine_(ex, source_, predict_, *this, options, options.stop.token()) {
+        engine_(ex, source_, predict, *this, options, options.stop.token()) {
     if (in_order_) early_.reserve(std::min<std::size_t>(window, 4096));
   }
   stream_state(const stream_state&) = delete;
   stream_state& operator=(const stream_state&) = delete;
-  ~stream_state() {
+  virtual ~stream_state() {
     engine_.abandon();
     delete_all(finished_.load(std::memory_order_relaxed));
     delete_all(returned_.load(std::memory_order_relaxed));
@@ -115,9 +142,15 @@ class stream_state {
   }
 
   /// The consumer has suspended. False: something has come in the meantime.
-  bool wait(std::coroutine_handle<> consumer) noexcept {
+  bool wait(std::coroutine_handle<> consumer, stream_wait<stream_state>& waits) noexcept {
     consumer_ = consumer;
+    waits_ = &waits;
     return put_waiting();
+  }
+  /// The consumer that waits is being destroyed.
+  bool forget_consumer() noexcept {
+    box* consumer = waiting();
+    return finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
   }
 
   std::optional<stream_item<result>> take() {
@@ -150,23 +183,39 @@ class stream_state {
     return absorb();
   }
 
+  /// A simulation after a deadlock.
+  static bool is_deserted([[maybe_unused]] const executor_type& ex) noexcept {
+    if constexpr (executor_blocks<executor_type> != nullptr) {
+      if constexpr (requires { static_cast<bool>(ex.is_deadlocked()); }) return ex.is_deadlocked();
+    }
+    return false;
+  }
+
   /// The stream object goes.
   static void abandon(std::unique_ptr<stream_state> self) {
-    // The consumer that waits, if there is one, is being destroyed.
-    box* consumer = waiting();
-    self->finished_.compare_exchange_strong(consumer, nullptr, std::memory_order_acquire);
+    // The consumer that waits, if there is one, is destroyed later.
+    if (self->forget_consumer() && self->waits_) self->waits_->state = nullptr;
+    self->waits_ = nullptr;
     if (!self->started_) return;
-    if constexpr (requires { static_cast<bool>(self->ex_.is_deadlocked()); }) {
-      if (self->ex_.is_deadlocked()) return;  // nothing of it goes on: what waits goes with it
-    }
+    if (is_deserted(self->ex_)) return;  // nothing of it goes on: what waits goes with it
     if (self->close()) return;
-    // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for, and where
-    // somebody runs our executor.
+    // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for.
     const bool on_our_executor = current_executor().refers_to(std::addressof(self->ex_)) ||
                                  (!std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_));
-    bool runs = true;
-    if constexpr (requires { static_cast<bool>(self->ex_.is_running()); }) runs = self->ex_.is_running();
-    if (this_thread_loop == nullptr && !on_our_executor && runs && !delivery::is_on_stack(self.get())) {
+    if (this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get())) {
+      if constexpr (executor_blocks<executor_type> != nullptr &&
+                    requires { static_cast<bool>(self->ex_.is_running()); }) {
+        // A loop that nobody runs: we do, until the end; or until nothing goes on, in a deadlock.
+        if (!self->ex_.is_running()) {
+          const bool ended = guarded(
+              [&] {
+                self->ex_.run(stream_close<stream_state>(*self));
+                return true;
+              },
+              [] { return false; });
+          if (ended || is_deserted(self->ex_)) return;
+        }
+      }
       sync_wait(stream_close<stream_state>(*self));
       return;
     }
@@ -182,13 +231,14 @@ class stream_state {
     for (;;) {
       if (!empty_) empty_ = returned_.exchange(nullptr);
       if (empty_) {
-        if (reading_.load(std::memory_order_relaxed) != supply::fed) reading_.store(supply::fed);
+        feed();
         return std::exchange(empty_, after(empty_));
       }
       if (boxes_left_ != 0) {
         box* const made = guarded([] { return new box(); }, []() -> box* { return nullptr; });
         if (made) {
           --boxes_left_;
+          feed();
           return made;
         }
       }
@@ -209,7 +259,11 @@ class stream_state {
   bool can_go_on() const noexcept { return boxes_left_ != window_; }
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
-  bool room_came() const noexcept { return reading_.load() != supply::fed && returned_.load() != nullptr; }
+  bool room_came() noexcept {
+    supply seen = supply::told;
+    reading_.compare_exchange_strong(seen, supply::starved);
+    return reading_.load() != supply::fed && returned_.load() != nullptr;
+  }
 
   template <class Sample>
   void settled(handful& done, const Sample& sample) noexcept {
@@ -230,6 +284,9 @@ class stream_state {
 
  private:
   enum class supply : std::uint8_t { fed, starved, told };
+  void feed() noexcept {
+    if (reading_.load(std::memory_order_relaxed) != supply::fed) reading_.store(supply::fed);
+  }
 
   // A sample that was read, and its outcome. The last one has no outcome; its slot is null.
   struct box : Types::source::template item_for<result>::item {
@@ -415,6 +472,7 @@ class stream_state {
 
   // The consumer's side.
   std::coroutine_handle<> consumer_;
+  stream_wait<stream_state>* waits_ = nullptr;  // what it awaits; only while it does
   handful used_;  // on their way back
   std::size_t used_count_ = 0;
   box* ready_ = nullptr;  // in the order in which they are given
@@ -433,32 +491,44 @@ class stream_state {
   box* end_ = nullptr;  // made beforehand, so that the end needs no memory
 
   typename Types::source source_;
-  typename Types::predict predict_;
   batch_engine<Types> engine_;
 };
 
-template <class State>
-class [[nodiscard]] stream_next {
- public:
-  explicit stream_next(State& state) noexcept : state_(&state) {}
-  bool await_ready() const noexcept { return state_->has_item(); }
-  bool await_suspend(std::coroutine_handle<> consumer) { return !state_->look() && state_->wait(consumer); }
-  std::optional<stream_item<typename State::result>> await_resume() { return state_->take(); }
+template <class Predict>
+struct predict_holder {
+  Predict kept;
+};
 
- private:
-  State* state_;
+/// A stream with its predict, which goes last.
+template <class Types, class Predict>
+class stream_of final : predict_holder<Predict>, public stream_state<Types> {
+ public:
+  template <class Source>
+  stream_of(typename Types::executor& ex, Source&& samples, Predict&& predict, const batch_options& options,
+            const stream_options& how, std::size_t window)
+      : predict_holder<Predict>{std::move(predict)},
+        stream_state<Types>(ex, std::forward<Source>(samples), predict_holder<Predict>::kept, options, how, window) {}
 };
 
 template <class State>
-class [[nodiscard]] stream_close {
+class [[nodiscard]] stream_next : stream_wait<State> {
  public:
-  explicit stream_close(State& state) noexcept : state_(&state) {}
-  bool await_ready() const noexcept { return false; }
-  bool await_suspend(std::coroutine_handle<> consumer) { return !state_->close() && state_->wait(consumer); }
-  void await_resume() const noexcept {}
+  explicit stream_next(State& of) noexcept : stream_wait<State>(of) {}
+  bool await_ready() const noexcept { return this->state->has_item(); }
+  bool await_suspend(std::coroutine_handle<> consumer) { return !this->state->look() && this->wait(consumer); }
+  std::optional<stream_item<typename State::result>> await_resume() {
+    this->goes_on();
+    return this->state->take();
+  }
+};
 
- private:
-  State* state_;
+template <class State>
+class [[nodiscard]] stream_close : stream_wait<State> {
+ public:
+  explicit stream_close(State& of) noexcept : stream_wait<State>(of) {}
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> consumer) { return !this->state->close() && this->wait(consumer); }
+  void await_resume() noexcept { this->goes_on(); }
 };
 
 }  // namespace cobatch::detail

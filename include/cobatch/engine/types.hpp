@@ -71,6 +71,10 @@ inline constexpr bool groups_samples<bucketed_predict<PredictMany, Key>> = true;
 template <class Predict, class Cost>
 inline constexpr bool groups_samples<weighted_predict<Predict, Cost>> = groups_samples<Predict>;
 
+/// Whether predict is one of ours that says more of its samples: a user's own member key() or cost() means nothing.
+template <class Predict>
+inline constexpr bool tells_of_samples = groups_samples<Predict> || weighs_samples<Predict>;
+
 /// Whether samples are outcomes of another stream.
 template <class Sample>
 inline constexpr bool is_stream_item = false;
@@ -92,23 +96,19 @@ struct outcome_of {
                 "cobatch::error, which is what a sample gets that was stopped, or whose predict threw");
 };
 
-/// What the parts of an engine have in common. Types has `executor`, `source`, `predict`, `sink`, and can_pause:
-/// whether the batch is a stream, whose input may run dry for a while.
+/// What the parts of an engine have in common. Types has `executor`, `source`, `result` (what a sample comes to), `sink`,
+/// weighs (whether samples have a cost), and can_pause: whether the batch is a stream, whose input may run dry for a
+/// while. The type of predict is not among them: all batches of one kind share their code, see predict_calls.
 template <class Types>
 struct batch_types {
   using executor = typename Types::executor;
   using source = typename Types::source;
-  using predict = typename Types::predict;
   using sink = typename Types::sink;
-  using traits = typename outcome_of<source, predict>::traits;
-  using value = typename traits::value;
-  using result = typename outcome_of<source, predict>::result;
+  using result = typename Types::result;
   using error_type = typename result::error_type;
 
   static constexpr bool has_timers = timed_executor<executor>;
-  static constexpr bool weighs = weighs_samples<predict>;
-  // A predict that takes its samples away cannot be called a second time with the same one.
-  static constexpr bool repeats = !std::is_rvalue_reference_v<typename traits::argument>;
+  static constexpr bool weighs = Types::weighs;
 };
 
 /// Which of an engine's parts have work to do: what none of the options asks for costs nothing but a look at this.
@@ -116,11 +116,11 @@ template <class Types>
 struct batch_needs {
   using names = batch_types<Types>;
 
-  batch_needs(const batch_options& options, bool stoppable) noexcept
+  batch_needs(const batch_options& options, bool stoppable, bool takes_token) noexcept
       : retries(options.retry.max_attempts > 1),
         hedges(options.hedge.delay != no_timeout || options.hedge.quantile > 0),
         timeouts(options.timeout != no_timeout),
-        tokens(names::traits::takes_token &&
+        tokens(takes_token &&
                (timeouts || hedges || options.deadline != no_timeout || options.max_failures != unlimited ||
                 stoppable || Types::can_pause)),
         watches(hedges || (timeouts && tokens)),
