@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/engine/batch.hpp>
@@ -393,9 +393,9 @@ class stream_state {
   const std::size_t held_back_;  // so many boxes the consumer may keep, to give them back together
   alignas(box) static inline char waiting_mark_ = 0;
 
-  std::atomic<box*> finished_{nullptr};
-  std::atomic<box*> returned_{nullptr};
-  std::atomic<supply> reading_{supply::fed};
+  atomic<box*> finished_{nullptr};
+  atomic<box*> returned_{nullptr};
+  atomic<supply> reading_{supply::fed};
 
   // The consumer's side.
   std::coroutine_handle<> consumer_;
