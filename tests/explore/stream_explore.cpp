@@ -1,0 +1,114 @@
+#include <cobatch/predict_stream.hpp>
+
+#include <optional>
+#include <vector>
+
+#include "scenario.hpp"
+
+namespace x = cobatch_explore;
+
+namespace {
+
+/// Takes all there is, on whichever thread it is resumed; then the executor's threads may end.
+template <class Stream>
+explored::fire_and_forget consume(Stream& stream, explored::executor& ex, std::size_t expected) {
+  std::size_t taken = 0;
+  while (auto item = co_await stream.next()) {
+    x::check(item->result.has_value(), "an outcome is an error");
+    ++taken;
+  }
+  x::check(taken == expected, "not all samples were given");
+  ex.close();
+}
+
+int double_of(int sample) {
+  x::let_pass(1'000);  // long enough that the stream does not count it as cheap
+  return 2 * sample;
+}
+
+}  // namespace
+
+SCENARIO("stream: boxes come back while the only worker runs", .preemptions = 2, .stale = 0) {
+  explored::executor ex(1);
+  const std::vector<int> samples{1, 2, 3};
+  cobatch::batch_options options;
+  options.max_concurrency = 1;
+  auto stream = cobatch::predict_stream(ex, samples, double_of, options, {.window = 1});
+  x::threads({[&] { ex.work(); }, [&] { consume(stream, ex, 3); }});
+}
+
+namespace {
+
+/// An asynchronous source of the numbers below `count`. Where `suspends` has the bit of a number, the executor brings it.
+struct numbers {
+  explored::executor* ex;
+  int count;
+  unsigned suspends;
+  int next_one = 0;
+
+  struct answer {
+    numbers* self;
+    bool await_ready() const noexcept { return (self->suspends >> self->next_one & 1u) == 0; }
+    void await_suspend(std::coroutine_handle<> handle) const { self->ex->execute(handle); }
+    std::optional<int> await_resume() const noexcept {
+      if (self->next_one == self->count) return std::nullopt;
+      return self->next_one++;
+    }
+  };
+  answer next() noexcept { return {this}; }
+};
+
+/// Sample i ends once sample i + 1 has begun.
+struct chain {
+  explored::executor* ex;
+  int last;
+  x::atomic<void*> waiting[8] = {};
+
+  struct link {
+    chain* self;
+    int sample;
+    bool await_ready() const noexcept { return sample == self->last; }
+    bool await_suspend(std::coroutine_handle<> handle) const noexcept {
+      void* nobody = nullptr;
+      return self->waiting[sample].compare_exchange_strong(nobody, handle.address());
+    }
+    int await_resume() const noexcept { return sample; }
+  };
+  link begin(int sample) {
+    if (sample > 0) {
+      void* const before = waiting[sample - 1].exchange(this);
+      if (before) ex->execute(std::coroutine_handle<>::from_address(before));
+    }
+    x::let_pass(1'000);
+    return {this, sample};
+  }
+};
+
+explored::fire_and_forget start_on(explored::executor& ex, auto& stream, std::size_t expected) {
+  co_await cobatch::schedule(ex);
+  consume(stream, ex, expected);
+}
+
+void two_workers(unsigned suspends, int count) {
+  explored::executor ex(2);
+  chain links{&ex, count - 1};
+  cobatch::batch_options options;
+  options.max_concurrency = 2;
+  auto stream = cobatch::predict_stream(ex, numbers{&ex, count, suspends}, [&](int sample) { return links.begin(sample); },
+                                        options, {.window = 4});
+  start_on(ex, stream, static_cast<std::size_t>(count));
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }});
+}
+
+}  // namespace
+
+SCENARIO("stream: an awaited source answers at once, each sample needs the next one", .preemptions = 2, .stale = 0) {
+  two_workers(0b000, 3);
+}
+SCENARIO("stream: an awaited source suspends, each sample needs the next one", .preemptions = 2, .stale = 0) {
+  two_workers(0b111, 3);
+}
+SCENARIO("stream: an awaited source suspends now and then, each sample needs the next one", .preemptions = 2,
+         .stale = 0) {
+  two_workers(static_cast<unsigned>(x::choose(16)), 3);
+}
