@@ -381,20 +381,6 @@ void schedule() {
   for (unsigned i = 0; i < made; ++i) {
     if (i != running && enabled(all[i])) list[count++] = i;
   }
-  if (count == 0) {
-    // All that could go on spin: the one that has done so longest.
-    unsigned longest = outside;
-    for (unsigned i = 0; i < made; ++i) {
-      if (all[i].exists && !all[i].ended && all[i].what == waits::pause &&
-          (longest == outside || all[i].paused_at < all[longest].paused_at)) {
-        longest = i;
-      }
-    }
-    if (longest != outside) {
-      all[longest].what = waits::no;
-      list[count++] = longest;
-    }
-  }
   const unsigned normal = count;
   std::int64_t first = runtime::never;
   for (unsigned i = 0; i < made; ++i) {
@@ -411,7 +397,21 @@ void schedule() {
       }
     }
   }
-  if (count == 0) deadlock();
+  if (count == 0) {
+    // All that could go on spin: the one that has done so longest, after a while.
+    unsigned longest = outside;
+    for (unsigned i = 0; i < made; ++i) {
+      if (all[i].exists && !all[i].ended && all[i].what == waits::pause &&
+          (longest == outside || all[i].paused_at < all[longest].paused_at)) {
+        longest = i;
+      }
+    }
+    if (longest == outside) deadlock();
+    all[longest].what = waits::no;
+    virtual_now += 1'000;
+    if (longest != running) go_to(longest);
+    return;
+  }
   unsigned index = 0;
   if (count > 1) {
     unsigned at_random = 0;

@@ -9,7 +9,8 @@
 // explore [part of a name] [schedule]: runs the scenarios whose names have that part; with a schedule, that one run.
 //
 // In the environment: COBATCH_EXPLORE_PREEMPTIONS, COBATCH_EXPLORE_STALE (bounds of the exhaustive part),
-// COBATCH_EXPLORE_RUNS (its most runs), COBATCH_EXPLORE_RANDOM (random runs), COBATCH_EXPLORE_DEPTH, COBATCH_EXPLORE_SEED.
+// COBATCH_EXPLORE_RUNS (its most runs), COBATCH_EXPLORE_RANDOM (random runs), COBATCH_EXPLORE_DEPTH, COBATCH_EXPLORE_SEED;
+// COBATCH_EXPLORE_WHOLE_TRACE: not only the end of the trace of what fails.
 
 namespace explored {
 namespace {
@@ -36,7 +37,11 @@ bool report(const scenario& each, const char* how, const x::result& of, double s
               static_cast<unsigned long long>(of.runs), static_cast<unsigned long long>(of.steps), seconds,
               of.failed ? "FAILED" : of.complete ? "all" : "");
   if (of.failed) {
-    std::printf("%s\n%s\nschedule: %s\n", of.trace.c_str(), of.what.c_str(), of.schedule.c_str());
+    const bool whole = std::getenv("COBATCH_EXPLORE_WHOLE_TRACE") != nullptr;
+    constexpr std::size_t enough = 12'000;  // of its end
+    const std::size_t left_out = whole || of.trace.size() < enough ? 0 : of.trace.size() - enough;
+    std::printf("%s%s\n%s\nschedule: %s\n", left_out ? "...\n" : "", of.trace.c_str() + left_out, of.what.c_str(),
+                of.schedule.c_str());
   }
   std::fflush(stdout);
   return !of.failed;
