@@ -39,10 +39,6 @@ struct elsewhere {
   int await_resume() const noexcept { return 2 * sample; }
 };
 
-void serve(x::channel& requests, int count) {
-  while (count-- > 0) std::coroutine_handle<>::from_address(requests.pop()).resume();
-}
-
 }  // namespace
 
 SCENARIO("batch: two workers, samples that end at once", .stale = 1) {
@@ -87,7 +83,7 @@ SCENARIO("batch: samples are resumed by a foreign thread", .stale = 1) {
   const std::vector<int> samples{1, 2, 3};
   auto predict = [&](int sample) { return elsewhere{&server, sample}; };
   run_batch(ex, samples, predict, {.max_concurrency = 2});
-  x::threads({[&] { ex.work(); }, [&] { serve(server, 3); }});
+  x::threads({[&] { ex.work(); }, [&] { explored::serve(server, 3); }});
 }
 
 SCENARIO("batch: foreign thread, two workers", .stale = 0) {
@@ -96,7 +92,7 @@ SCENARIO("batch: foreign thread, two workers", .stale = 0) {
   const std::vector<int> samples{1, 2};
   auto predict = [&](int sample) { return elsewhere{&server, sample}; };
   run_batch(ex, samples, predict, {.max_concurrency = 2});
-  x::threads({[&] { ex.work(); }, [&] { ex.work(); }, [&] { serve(server, 2); }});
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }, [&] { explored::serve(server, 2); }});
 }
 
 SCENARIO("batch: a stop from outside", .stale = 0) {
