@@ -168,6 +168,7 @@ unsigned made = 0;
 int in_runtime = 1;
 std::uint32_t run_number = 0;
 std::size_t heap_used = 0;
+std::size_t blocks = 0;  // of the heap, that are not freed
 char* thread_local_block = nullptr;
 std::size_t thread_local_size = 0;
 const char* thread_local_image = nullptr;
@@ -564,6 +565,7 @@ void* allocate(std::size_t size) {
   char* const block = arena + heap_used + 16;
   std::memcpy(block - 16, &rounded, sizeof rounded);
   heap_used += rounded + 16;
+  ++blocks;
   const clock& now = self().now;
   for (std::size_t i = 0; i < rounded; i += 8) {
     shadow& each = shadows[static_cast<std::size_t>(block + i - arena) / 8];
@@ -586,6 +588,7 @@ void release(void* memory, void* from) {
     touch(memory, rounded, access::end, from);
     std::memset(memory, 0xdd, rounded);
   }
+  --blocks;
 }
 
 // ---- Atomics ----
@@ -969,6 +972,7 @@ void body_of_fiber() {
   const unsigned number = running;
   try {
     all[number].body();
+    all[number].body = nullptr;  // with what it holds
   } catch (const std::exception& thrown) {
     ++in_runtime;
     fail(std::string("an exception left a thread: ") + thrown.what());
@@ -983,6 +987,7 @@ void body_of_fiber() {
     for (unsigned i = 1; i < made; ++i) {
       if (!all[i].ended) fail("a thread outlives the run");
     }
+    if (blocks != 0) fail(std::to_string(blocks) + " blocks of memory are never freed");
     go_to(outside);
   }
   tell("ends");
@@ -1188,6 +1193,7 @@ void run_once(const std::function<void()>& body) {
   ++run_number;
   location_count = 0;
   heap_used = 0;
+  blocks = 0;
   made = 0;
   steps = 0;
   virtual_now = 1'000'000'000;
