@@ -1128,6 +1128,18 @@ void* channel::pop() {
   return item;
 }
 
+void* channel::pop_unless_all_wait(std::size_t count) {
+  {
+    const inside guard;
+    schedule();
+    ++waiting_;
+  }
+  if (count_ == 0 && waiting_ == count) close();
+  void* const item = pop();
+  --waiting_;
+  return item;
+}
+
 void channel::close() {
   const inside guard;
   closed_ = true;

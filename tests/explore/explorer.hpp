@@ -297,6 +297,8 @@ class channel {
   void push(void* item);
   /// Waits for one; null once it is closed and empty.
   void* pop();
+  /// Null, and closed, where `threads` of them would wait.
+  void* pop_unless_all_wait(std::size_t threads);
   void close();
   std::size_t size() const noexcept { return count_; }
   bool ready() const noexcept { return count_ != 0 || closed_; }
@@ -305,7 +307,7 @@ class channel {
   static constexpr std::size_t most = 64;
 
   void* items_[most] = {};
-  std::size_t first_ = 0, count_ = 0;
+  std::size_t first_ = 0, count_ = 0, waiting_ = 0;
   bool closed_ = false;
   runtime::clock released_;
 };

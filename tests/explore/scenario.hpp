@@ -27,7 +27,7 @@ namespace x = cobatch_explore;
 struct plan {
   int preemptions = 2;
   int stale = 1;
-  std::uint64_t most_runs = 200'000;  ///< of the exhaustive part
+  std::uint64_t most_runs = 100'000;  ///< of the exhaustive part
   std::uint64_t random_runs = 3'000;    ///< beyond it
   std::uint64_t steps = 5'000;
   const char* finds = nullptr;  ///< it must fail, and say so: a test of the explorer
@@ -82,6 +82,12 @@ class executor {
     while (void* const next = queue_.pop()) std::coroutine_handle<>::from_address(next).resume();
   }
   void close() { queue_.close(); }
+
+  /// Where nobody knows the end: until every thread would wait.
+  void work_while_there_is_some() {
+    const cobatch::detail::executor_scope scope(cobatch::detail::ref(*this));
+    while (void* const next = queue_.pop_unless_all_wait(threads_)) std::coroutine_handle<>::from_address(next).resume();
+  }
 
  private:
   x::channel queue_;

@@ -10,7 +10,7 @@
 //
 // In the environment: COBATCH_EXPLORE_PREEMPTIONS, COBATCH_EXPLORE_STALE (bounds of the exhaustive part),
 // COBATCH_EXPLORE_RUNS (its most runs), COBATCH_EXPLORE_RANDOM (random runs), COBATCH_EXPLORE_DEPTH, COBATCH_EXPLORE_SEED;
-// COBATCH_EXPLORE_WHOLE_TRACE: not only the end of the trace of what fails.
+// COBATCH_EXPLORE_STOP: after the first scenario that fails. COBATCH_EXPLORE_WHOLE_TRACE: not only the end of the trace of what fails.
 
 namespace explored {
 namespace {
@@ -87,6 +87,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && !std::strstr(each->name, argv[1])) continue;
     ++found;
     fine = explored::run(*each, argc > 2 ? argv[2] : nullptr) && fine;
+    if (!fine && std::getenv("COBATCH_EXPLORE_STOP")) break;
   }
   if (found == 0) std::printf("no such scenario\n");
   return fine && found != 0 ? 0 : 1;

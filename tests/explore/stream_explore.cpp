@@ -1,4 +1,5 @@
 #include <cobatch/predict_stream.hpp>
+#include <cobatch/task.hpp>
 
 #include <optional>
 #include <vector>
@@ -111,4 +112,87 @@ SCENARIO("stream: an awaited source suspends, each sample needs the next one", .
 SCENARIO("stream: an awaited source suspends now and then, each sample needs the next one", .preemptions = 2,
          .stale = 0) {
   two_workers(static_cast<unsigned>(x::choose(16)), 3);
+}
+
+// ---- The consumer: its sleep, input order, close, and a stream that is left alone ----
+
+SCENARIO("stream: the consumer sleeps while two workers push", .stale = 1) {
+  explored::executor ex(2);
+  const std::vector<int> samples{1, 2};
+  auto stream = cobatch::predict_stream(ex, samples, double_of, {.max_concurrency = 2}, {.window = 2});
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }, [&] { consume(stream, ex, 2); }});
+}
+
+SCENARIO("stream: boxes come back while two workers run", .stale = 0) {
+  explored::executor ex(2);
+  const std::vector<int> samples{1, 2, 3, 4};
+  auto stream = cobatch::predict_stream(ex, samples, double_of, {.max_concurrency = 2}, {.window = 2});
+  start_on(ex, stream, 4);
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }});
+}
+
+SCENARIO("stream: samples that take no time, computed when the consumer asks", .stale = 0) {
+  explored::executor ex(1);
+  const std::vector<int> samples{1, 2, 3, 4};
+  auto stream = cobatch::predict_stream(ex, samples, [](int sample) { return sample; }, {.max_concurrency = 1},
+                                        {.window = 2});
+  x::threads({[&] { ex.work(); }, [&] { consume(stream, ex, 4); }});
+}
+
+SCENARIO("stream: in input order", .stale = 0) {
+  explored::executor ex(2);
+  const std::vector<int> samples{1, 2, 3};
+  x::channel server;
+  auto stream = cobatch::predict_stream(
+      ex, samples,
+      [&](int sample) -> cobatch::task<int> {
+        if (sample % 2 == 1) co_await explored::handed_to{&server};
+        co_return sample;
+      },
+      {.max_concurrency = 2}, {.order = cobatch::result_order::input, .window = 2});
+  const auto consumer = [&]() -> explored::fire_and_forget {
+    co_await cobatch::schedule(ex);
+    std::size_t next = 0;
+    while (auto item = co_await stream.next()) x::check(item->index == next++, "not in the order of the input");
+    x::check(next == 3, "not all samples were given");
+    ex.close();
+  };
+  consumer();
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }, [&] { explored::serve(server, 2); }});
+}
+
+SCENARIO("stream: it is closed in the middle", .stale = 0) {
+  explored::executor ex(2);
+  const std::vector<int> samples{1, 2, 3, 4};
+  auto stream = cobatch::predict_stream(ex, samples, double_of, {.max_concurrency = 2}, {.window = 2});
+  const auto consumer = [&]() -> explored::fire_and_forget {
+    co_await cobatch::schedule(ex);
+    x::check((co_await stream.next()).has_value(), "there is an item");
+    co_await stream.close();
+    x::check(!(co_await stream.next()).has_value(), "a closed stream gives something");
+    ex.close();
+  };
+  consumer();
+  x::threads({[&] { ex.work(); }, [&] { ex.work(); }});
+}
+
+SCENARIO("stream: it goes while samples are in flight, on its executor", .stale = 0) {
+  explored::executor ex(2);
+  const std::vector<int> samples{1, 2, 3};
+  const auto consumer = [&]() -> explored::fire_and_forget {
+    co_await cobatch::schedule(ex);
+    {
+      auto stream = cobatch::predict_stream(
+          ex, samples,
+          [&](int sample) -> cobatch::task<int> {
+            co_await cobatch::schedule(ex);
+            co_return sample;
+          },
+          {.max_concurrency = 2}, {.window = 2});
+      co_await stream.next();
+    }
+    // What is in flight ends by itself, with nobody to tell: the threads end where nothing is left for them to do.
+  };
+  consumer();
+  x::threads({[&] { ex.work_while_there_is_some(); }, [&] { ex.work_while_there_is_some(); }});
 }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <coroutine>
+#include <memory>
 
 #include "scenario.hpp"
 
@@ -95,6 +96,44 @@ SCENARIO("thread_pool: two threads, one coroutine sends another that it needs", 
     while (count.load() < 2) x::spin_pause();
   }
   x::check(count.load() == 2, "a coroutine is lost");
+}
+
+SCENARIO("thread_pool: two threads post from outside", .most_runs = 50'000, .steps = 20'000) {
+  x::atomic<int> count{0};
+  {
+    cobatch::thread_pool pool(1);
+    const auto post = [&] { count_on(pool, count); };
+    x::threads({post, post});
+    while (count.load() < 2) x::spin_pause();
+  }
+  x::check(count.load() == 2, "a coroutine is lost");
+}
+
+SCENARIO("thread_pool: who sent the last one destroys it", .most_runs = 50'000, .steps = 20'000) {
+  // The pool goes while another thread may still be inside the post whose coroutine has told us.
+  auto pool = std::make_unique<cobatch::thread_pool>(1);
+  x::atomic<int> count{0};
+  x::threads({[&] { count_on(*pool, count); }, [&] {
+                while (count.load() < 1) x::spin_pause();
+                pool.reset();
+              }});
+  x::check(count.load() == 1, "a coroutine is lost");
+}
+
+SCENARIO("thread_pool: a busy worker's timer is minded by the other one", .most_runs = 50'000, .steps = 20'000) {
+  x::atomic<int> count{0};
+  {
+    cobatch::thread_pool pool(2);
+    const auto busy = [&]() -> explored::fire_and_forget {
+      co_await pool.schedule();
+      sleep_on(pool, {}, count);
+      while (count.load() < 1) x::spin_pause();  // holds its thread
+      count.fetch_add(1);
+    };
+    busy();
+    while (count.load() < 2) x::spin_pause();
+  }
+  x::check(count.load() == 2, "a sleeper is lost");
 }
 
 SCENARIO("thread_pool: a timer fires, or is stopped", .most_runs = 50'000, .steps = 20'000) {
