@@ -1401,6 +1401,10 @@ void* __tsan_memset(void* to, int value, std::size_t size) {
   }                                                                                                                \
   int __tsan_atomic##bits##_compare_exchange_weak(volatile type* at, type* expected, type desired, int of, int failure) { \
     return __tsan_atomic##bits##_compare_exchange_strong(at, expected, desired, of, failure);                      \
+  }                                                                                                                \
+  type __tsan_atomic##bits##_compare_exchange_val(volatile type* at, type expected, type desired, int of, int failure) { \
+    __tsan_atomic##bits##_compare_exchange_strong(at, &expected, desired, of, failure);                            \
+    return expected;                                                                                               \
   }
 
 COBATCH_EXPLORE_ATOMIC(8, std::uint8_t)

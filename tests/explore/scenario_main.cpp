@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -48,9 +49,10 @@ bool report(const scenario& each, const char* how, const x::result& of, double s
 }
 
 template <class Explore>
-bool timed(const scenario& each, const char* how, Explore explore) {
+bool timed(const scenario& each, const char* how, Explore explore, bool always_told = true) {
   const auto begin = std::chrono::steady_clock::now();
   const x::result of = explore();
+  if (!always_told && !of.failed) return true;
   return report(each, how, of, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
@@ -62,8 +64,16 @@ bool run(const scenario& each, const char* schedule) {
       number("COBATCH_EXPLORE_PREEMPTIONS", static_cast<std::uint64_t>(each.bounds.preemptions)));
   bounds.stale = static_cast<int>(number("COBATCH_EXPLORE_STALE", static_cast<std::uint64_t>(each.bounds.stale)));
   bounds.most_runs = number("COBATCH_EXPLORE_RUNS", each.bounds.most_runs);
-  const std::string how = std::to_string(bounds.preemptions) + "+" + std::to_string(bounds.stale);
-  if (bounds.most_runs > 0 && !timed(each, how.c_str(), [&] { return x::explore_all(each.body, bounds); })) return false;
+  // First what few interruptions can do: of that nothing is left out.
+  const x::options most = bounds;
+  for (int some = 0; some <= most.preemptions && bounds.most_runs > 0; ++some) {
+    if (each.bounds.finds && some < most.preemptions) continue;
+    bounds.preemptions = some;
+    bounds.stale = std::min(some, most.stale);
+    if (some == most.preemptions) bounds.stale = most.stale;
+    const std::string how = std::to_string(bounds.preemptions) + "+" + std::to_string(bounds.stale);
+    if (!timed(each, how.c_str(), [&] { return x::explore_all(each.body, bounds); }, some == most.preemptions)) return false;
+  }
   const std::uint64_t runs = number("COBATCH_EXPLORE_RANDOM", each.bounds.random_runs);
   if (runs == 0 || each.bounds.finds) return true;
   const auto depth = static_cast<int>(number("COBATCH_EXPLORE_DEPTH", 3));

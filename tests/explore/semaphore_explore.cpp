@@ -57,6 +57,19 @@ SCENARIO("semaphore: weights", .preemptions = 3) {
   x::check(semaphore.available() == 2 && semaphore.waiting() == 0, "permits are lost, or made");
 }
 
+SCENARIO("semaphore: one who writes takes all permits, two who read take one each", .preemptions = 3) {
+  async_semaphore semaphore(2);
+  int data = 0, seen = 0, reads[2] = {};
+  const auto reads_it = [&](int which) -> explored::fire_and_forget {
+    const auto permit = co_await semaphore.acquire(1);
+    reads[which] = data + 1;
+  };
+  x::threads({[&] { use(semaphore, data, 2); }, [&] { reads_it(0); }, [&] { reads_it(1); }});
+  for (const int each : reads) seen += each != 0;
+  x::check(data == 1 && seen == 2, "somebody never had its permits");
+  x::check(semaphore.available() == 2 && semaphore.waiting() == 0, "permits are lost, or made");
+}
+
 SCENARIO("semaphore: who gets the permit on an executor", .preemptions = 2) {
   async_semaphore semaphore(1);
   explored::executor ex(1);

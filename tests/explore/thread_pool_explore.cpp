@@ -169,6 +169,7 @@ std::coroutine_handle<> handle(int number) {
 struct taken_once {
   std::array<x::atomic<int>, 16> times{};
   void take(std::coroutine_handle<> which) {
+    x::check(which != nullptr, "nothing was there to be taken");
     times[reinterpret_cast<std::uintptr_t>(which.address()) / 16].fetch_add(1, std::memory_order_relaxed);
   }
   void check(int count) {
@@ -249,6 +250,35 @@ SCENARIO("work_ring: the owner takes the newest back while a thief steals", .pre
               }});
   while (const auto popped = ring.pop()) seen.take(popped);
   seen.check(3);
+}
+
+SCENARIO("work_ring: the only one is taken back, or stolen", .preemptions = 4, .stale = 2) {
+  work_ring ring;
+  taken_once seen;
+  ring.push(handle(1));
+  x::threads({[&] {
+                if (ring.take_back(handle(1))) seen.take(handle(1));
+              },
+              [&] {
+                std::array<std::coroutine_handle<>, 4> stolen;
+                for (std::size_t n = ring.steal_one(stolen), k = 0; k < n; ++k) seen.take(stolen[k]);
+              }});
+  seen.check(1);
+}
+
+SCENARIO("work_ring: a thief comes when all is popped", .preemptions = 4, .stale = 2) {
+  work_ring ring;
+  taken_once seen;
+  x::threads({[&] {
+                ring.push(handle(1));
+                ring.push(handle(2));
+                while (const auto popped = ring.pop()) seen.take(popped);
+              },
+              [&] {
+                std::array<std::coroutine_handle<>, 4> stolen;
+                for (std::size_t n = ring.steal_one(stolen), k = 0; k < n; ++k) seen.take(stolen[k]);
+              }});
+  seen.check(2);
 }
 
 SCENARIO("work_ring: it grows while a thief steals", .preemptions = 2, .stale = 2, .most_runs = 20'000,
