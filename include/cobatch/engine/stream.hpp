@@ -48,10 +48,12 @@ class stream_close;
 ///
 ///     fed ──> starved   who has the turn to read, and found none; it then looks once more
 ///     starved ──> told  the consumer's side, after it has returned boxes; it then wakes a worker
+///     told ──> starved  a worker that rests; it then looks for boxes
 ///     any ──> fed       who has the turn to read, and found one
 ///
 /// All of it is seq_cst, so that one of the two sees the other. The consumer may find all workers running: each looks
-/// before it rests whether boxes lie there for a reader that is not fed.
+/// before it rests whether boxes lie there for a reader that is not fed. It may also tell of boxes that were taken
+/// meanwhile; so a worker that finds none sees to it that it is told of the next one.
 template <class Types>
 class stream_state {
   struct box;
@@ -201,7 +203,13 @@ class stream_state {
   bool can_go_on() const noexcept { return boxes_left_ != window_; }
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
-  bool room_came() const noexcept { return reading_.load() != supply::fed && returned_.load() != nullptr; }
+  bool room_came() noexcept {
+    supply seen = reading_.load();
+    if (seen == supply::fed) return false;
+    // Who was told may have found nothing: from here on the next box that comes back is told of again.
+    if (seen == supply::told) reading_.compare_exchange_strong(seen, supply::starved);
+    return returned_.load() != nullptr;
+  }
 
   template <class Sample>
   void settled(handful& done, const Sample& sample) noexcept {
