@@ -10,7 +10,8 @@ namespace x = cobatch_explore;
 
 namespace {
 
-explored::fire_and_forget run_batch(explored::executor& ex, auto& samples, auto& predict, cobatch::batch_options options) {
+explored::fire_and_forget run_batch(explored::executor& ex, auto& samples, auto& predict,
+                                    cobatch::batch_options options) {
   co_await cobatch::schedule(ex);
   const auto results = co_await cobatch::batch_predict(ex, samples, predict, options);
   std::size_t i = 0;

@@ -14,7 +14,6 @@
 #include <new>
 #include <vector>
 
-#include <csignal>
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <link.h>
@@ -23,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <csignal>
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -90,7 +90,9 @@ void prepare(context& of, char* stack, void (*entry)()) {
   for (int i = 0; i < 6; ++i) top[i] = nullptr;
   of.stack = top;
 }
-void exchange(context& from, context& to) { cobatch_explore_switch(&from.stack, to.stack); }
+void exchange(context& from, context& to) {
+  cobatch_explore_switch(&from.stack, to.stack);
+}
 #else
 struct context {
   ucontext_t of;
@@ -102,14 +104,21 @@ void prepare(context& made, char* stack, void (*entry)()) {
   made.of.uc_link = nullptr;
   makecontext(&made.of, entry, 0);
 }
-void exchange(context& from, context& to) { swapcontext(&from.of, &to.of); }
+void exchange(context& from, context& to) {
+  swapcontext(&from.of, &to.of);
+}
 #endif
 
 // ---- State ----
 
 enum class waits : unsigned char { no, pause, mutex, condition, atomic, others, item };
-const char* const waits_name[] = {"runs", "pauses", "waits for a mutex", "waits in a condition variable",
-                                  "waits for an atomic", "waits for threads to end", "waits for an item"};
+const char* const waits_name[] = {"runs",
+                                  "pauses",
+                                  "waits for a mutex",
+                                  "waits in a condition variable",
+                                  "waits for an atomic",
+                                  "waits for threads to end",
+                                  "waits for an item"};
 
 struct logical {
   bool exists = false, ended = false;
@@ -218,8 +227,12 @@ struct inside {
   ~inside() { --in_runtime; }
 };
 
-logical& self() noexcept { return all[running]; }
-bool exploring() noexcept { return running != outside; }
+logical& self() noexcept {
+  return all[running];
+}
+bool exploring() noexcept {
+  return running != outside;
+}
 
 std::uint64_t random_number() noexcept {
   random_state += 0x9e3779b97f4a7c15u;
@@ -228,7 +241,9 @@ std::uint64_t random_number() noexcept {
   bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
   return bits ^ (bits >> 31);
 }
-bool one_in(std::uint64_t n) noexcept { return random_number() % n == 0; }
+bool one_in(std::uint64_t n) noexcept {
+  return random_number() % n == 0;
+}
 
 void go_to(unsigned next) {
   if (next == running) return;
@@ -278,12 +293,17 @@ const char* short_file(const char* path) noexcept {
 
 const char* order_name(order of) noexcept {
   switch (of) {
-    case order::relaxed: return "relaxed";
+    case order::relaxed:
+      return "relaxed";
     case order::consume:
-    case order::acquire: return "acquire";
-    case order::release: return "release";
-    case order::acq_rel: return "acq_rel";
-    default: return "seq_cst";
+    case order::acquire:
+      return "acquire";
+    case order::release:
+      return "release";
+    case order::acq_rel:
+      return "acq_rel";
+    default:
+      return "seq_cst";
   }
 }
 
@@ -340,17 +360,22 @@ unsigned choice(unsigned allowed, unsigned of, unsigned at_random) {
 bool enabled(const logical& each) noexcept {
   if (!each.exists || each.ended) return false;
   switch (each.what) {
-    case waits::no: return true;
-    case waits::pause: return false;
-    case waits::mutex: return static_cast<const runtime::hand_over*>(each.object)->owner < 0;
+    case waits::no:
+      return true;
+    case waits::pause:
+      return false;
+    case waits::mutex:
+      return static_cast<const runtime::hand_over*>(each.object)->owner < 0;
     case waits::condition:
-    case waits::atomic: return each.notified;
+    case waits::atomic:
+      return each.notified;
     case waits::others:
       for (unsigned i = 0; i < made; ++i) {
         if ((each.joins >> i & 1u) != 0 && !all[i].ended) return false;
       }
       return true;
-    case waits::item: return static_cast<const channel*>(each.object)->ready();
+    case waits::item:
+      return static_cast<const channel*>(each.object)->ready();
   }
   return false;
 }
@@ -423,7 +448,8 @@ void schedule() {
       for (unsigned i = 1; i < normal; ++i) {
         if (all[list[i]].priority > all[list[at_random]].priority) at_random = i;
       }
-      if (normal < count && (normal == 0 || one_in(32))) at_random = normal + static_cast<unsigned>(random_number() % (count - normal));
+      if (normal < count && (normal == 0 || one_in(32)))
+        at_random = normal + static_cast<unsigned>(random_number() % (count - normal));
     }
     const unsigned free = normal == 0 ? count : ready ? 1 : normal;
     index = choice(preemptions_left > 0 ? count : free, count, at_random);
@@ -449,13 +475,13 @@ void wait_for(waits what, const void* object) {
 // ---- Memory ----
 
 bool in_arena(const volatile void* address) noexcept {
-  const auto offset = static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(address) -
-                                               reinterpret_cast<std::uintptr_t>(arena));
+  const auto offset =
+      static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(arena));
   return offset < arena_bytes;
 }
 bool on_heap(const volatile void* address) noexcept {
-  const auto offset = static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(address) -
-                                               reinterpret_cast<std::uintptr_t>(arena));
+  const auto offset =
+      static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(arena));
   return offset < heap_bytes;
 }
 
@@ -501,12 +527,15 @@ void touch_word(char* word, std::uint8_t bytes, access kind, std::uintptr_t pc) 
   const clock& now = self().now;
   const auto small_pc = static_cast<std::uint32_t>(pc - program_base);
   if (here.writer != running && (here.written_bytes & bytes) != 0 && here.written > now.of[here.writer]) [[unlikely]] {
-    race(kind == access::read ? "reads" : kind == access::write ? "writes" : kind == access::end ? "frees" : "uses an atomic",
+    race(kind == access::read    ? "reads"
+         : kind == access::write ? "writes"
+         : kind == access::end   ? "frees"
+                                 : "uses an atomic",
          here.writer, here.written_pc, pc);
   }
   if (kind == access::read) {
-    here.read_bytes[running] = static_cast<std::uint8_t>(
-        here.read[running] == now.of[running] ? here.read_bytes[running] | bytes : bytes);
+    here.read_bytes[running] =
+        static_cast<std::uint8_t>(here.read[running] == now.of[running] ? here.read_bytes[running] | bytes : bytes);
     here.read[running] = now.of[running];
     here.pc[running] = small_pc;
     return;
@@ -598,12 +627,16 @@ std::uint64_t raw(const char* at, unsigned size) noexcept {
   std::memcpy(&value, at, size);
   return value;
 }
-void set_raw(char* at, unsigned size, std::uint64_t value) noexcept { std::memcpy(at, &value, size); }
+void set_raw(char* at, unsigned size, std::uint64_t value) noexcept {
+  std::memcpy(at, &value, size);
+}
 std::uint64_t cut(std::uint64_t value, unsigned size) noexcept {
   return size == 8 ? value : value & ((std::uint64_t{1} << (8 * size)) - 1);
 }
 
-written& store_of(location& at, std::uint64_t index) noexcept { return at.stores[index % kept]; }
+written& store_of(location& at, std::uint64_t index) noexcept {
+  return at.stores[index % kept];
+}
 
 location& find(const volatile void* address, unsigned size) {
   char* const at = static_cast<char*>(const_cast<void*>(address));
@@ -631,12 +664,16 @@ location& find(const volatile void* address, unsigned size) {
   return made_now;
 }
 
-void tick() noexcept { ++self().now.of[running]; }
+void tick() noexcept {
+  ++self().now.of[running];
+}
 
 bool acquires(order of) noexcept {
   return of == order::acquire || of == order::consume || of == order::acq_rel || of == order::seq_cst;
 }
-bool releases(order of) noexcept { return of == order::release || of == order::acq_rel || of == order::seq_cst; }
+bool releases(order of) noexcept {
+  return of == order::release || of == order::acq_rel || of == order::seq_cst;
+}
 
 void has_read(location& at, std::uint64_t index, order of) noexcept {
   written& seen = store_of(at, index);
@@ -701,12 +738,18 @@ std::string value_text(std::uint64_t value) {
 std::uint64_t apply(runtime::change what, std::uint64_t value, std::uint64_t operand) noexcept {
   using runtime::change;
   switch (what) {
-    case change::exchange: return operand;
-    case change::add: return value + operand;
-    case change::subtract: return value - operand;
-    case change::conjunction: return value & operand;
-    case change::disjunction: return value | operand;
-    case change::exclusive: return value ^ operand;
+    case change::exchange:
+      return operand;
+    case change::add:
+      return value + operand;
+    case change::subtract:
+      return value - operand;
+    case change::conjunction:
+      return value & operand;
+    case change::disjunction:
+      return value | operand;
+    case change::exclusive:
+      return value ^ operand;
   }
   return operand;
 }
@@ -728,7 +771,8 @@ std::uint64_t load(const volatile void* at, unsigned size, order of, place where
   const std::uint64_t value = store_of(here, list[chosen]).value;
   has_read(here, list[chosen], of);
   if (tracing) {
-    tell("load " + name_of(address) + " " + order_name(of) + " -> " + value_text(value) + (chosen != 0 ? " (stale)" : ""),
+    tell("load " + name_of(address) + " " + order_name(of) + " -> " + value_text(value) +
+             (chosen != 0 ? " (stale)" : ""),
          &where);
   }
   tick();
@@ -814,7 +858,9 @@ bool compare_exchange(volatile void* at, unsigned size, std::uint64_t& expected,
   has_read(here, list[chosen], failure);
   if (tracing) {
     tell("compare_exchange " + name_of(address) + " " + order_name(failure) + " fails: " + value_text(value) +
-             (value == expected ? " (for no reason)" : chosen != 0 ? " (stale)" : ""),
+             (value == expected ? " (for no reason)"
+              : chosen != 0     ? " (stale)"
+                                : ""),
          &where);
   }
   expected = value;
@@ -1068,9 +1114,15 @@ int choose(int n) {
   return static_cast<int>(choice(count, count, static_cast<unsigned>(random_number() % count)));
 }
 
-unsigned this_thread() noexcept { return running; }
-std::int64_t steady_now() noexcept { return virtual_now; }
-void let_pass(std::int64_t nanoseconds) noexcept { virtual_now += nanoseconds; }
+unsigned this_thread() noexcept {
+  return running;
+}
+std::int64_t steady_now() noexcept {
+  return virtual_now;
+}
+void let_pass(std::int64_t nanoseconds) noexcept {
+  virtual_now += nanoseconds;
+}
 
 void spin_pause() noexcept {
   if (!exploring() || in_runtime != 0) return;
@@ -1109,6 +1161,9 @@ void channel::push(void* item) {
   schedule();
   if (count_ == most) fail("the channel is full");
   if (closed_) fail("something is sent to a channel that is closed");
+  for (std::size_t i = 0; i < count_; ++i) {
+    if (items_[(first_ + i) % most] == item) fail("the same is sent twice");
+  }
   if (tracing) tell("sends " + name_of(item));
   items_[(first_ + count_++) % most] = item;
   join(released_, self().now);
@@ -1160,8 +1215,7 @@ void on_signal(int number) {
 void prepare_once() {
   if (arena) return;
   const auto map = [](std::size_t bytes) {
-    void* const got =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const got = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (got == MAP_FAILED) std::abort();
     return static_cast<char*>(got);
   };
@@ -1239,7 +1293,8 @@ result run_with_trace(const std::function<void()>& body, result of) {
   run_once(body);
   tracing = false;
   of.trace = trace_text;
-  if (!has_failed || failure != of.what) of.trace += "(run again, it came to: " + (has_failed ? failure : "nothing") + ")\n";
+  if (!has_failed || failure != of.what)
+    of.trace += "(run again, it came to: " + (has_failed ? failure : "nothing") + ")\n";
   strategy = before;
   return of;
 }
@@ -1328,19 +1383,31 @@ result replay(const std::function<void()>& body, const std::string& schedule, op
 using cobatch_explore::access;
 namespace ex = cobatch_explore;
 
-#define COBATCH_EXPLORE_PLAIN(size)                                                                       \
-  extern "C" void __tsan_read##size(void* at) { ex::touch(at, size, access::read, __builtin_return_address(0)); }   \
-  extern "C" void __tsan_write##size(void* at) { ex::touch(at, size, access::write, __builtin_return_address(0)); } \
-  extern "C" void __tsan_unaligned_read##size(void* at) {                                                 \
-    ex::touch(at, size, access::read, __builtin_return_address(0));                                       \
-  }                                                                                                       \
-  extern "C" void __tsan_unaligned_write##size(void* at) {                                                \
-    ex::touch(at, size, access::write, __builtin_return_address(0));                                      \
-  }                                                                                                       \
-  extern "C" void __tsan_volatile_read##size(void* at) { ex::touch(at, size, access::read, __builtin_return_address(0)); } \
-  extern "C" void __tsan_volatile_write##size(void* at) { ex::touch(at, size, access::write, __builtin_return_address(0)); } \
-  extern "C" void __tsan_read_write##size(void* at) { ex::touch(at, size, access::write, __builtin_return_address(0)); } \
-  extern "C" void __tsan_unaligned_read_write##size(void* at) { ex::touch(at, size, access::write, __builtin_return_address(0)); }
+#define COBATCH_EXPLORE_PLAIN(size)                                  \
+  extern "C" void __tsan_read##size(void* at) {                      \
+    ex::touch(at, size, access::read, __builtin_return_address(0));  \
+  }                                                                  \
+  extern "C" void __tsan_write##size(void* at) {                     \
+    ex::touch(at, size, access::write, __builtin_return_address(0)); \
+  }                                                                  \
+  extern "C" void __tsan_unaligned_read##size(void* at) {            \
+    ex::touch(at, size, access::read, __builtin_return_address(0));  \
+  }                                                                  \
+  extern "C" void __tsan_unaligned_write##size(void* at) {           \
+    ex::touch(at, size, access::write, __builtin_return_address(0)); \
+  }                                                                  \
+  extern "C" void __tsan_volatile_read##size(void* at) {             \
+    ex::touch(at, size, access::read, __builtin_return_address(0));  \
+  }                                                                  \
+  extern "C" void __tsan_volatile_write##size(void* at) {            \
+    ex::touch(at, size, access::write, __builtin_return_address(0)); \
+  }                                                                  \
+  extern "C" void __tsan_read_write##size(void* at) {                \
+    ex::touch(at, size, access::write, __builtin_return_address(0)); \
+  }                                                                  \
+  extern "C" void __tsan_unaligned_read_write##size(void* at) {      \
+    ex::touch(at, size, access::write, __builtin_return_address(0)); \
+  }
 
 COBATCH_EXPLORE_PLAIN(1)
 COBATCH_EXPLORE_PLAIN(2)
@@ -1352,10 +1419,18 @@ extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-void __tsan_read_range(void* at, std::size_t size) { ex::touch(at, size, access::read, __builtin_return_address(0)); }
-void __tsan_write_range(void* at, std::size_t size) { ex::touch(at, size, access::write, __builtin_return_address(0)); }
-void __tsan_vptr_read(void** at) { ex::touch(at, 8, access::read, __builtin_return_address(0)); }
-void __tsan_vptr_update(void** at, void*) { ex::touch(at, 8, access::write, __builtin_return_address(0)); }
+void __tsan_read_range(void* at, std::size_t size) {
+  ex::touch(at, size, access::read, __builtin_return_address(0));
+}
+void __tsan_write_range(void* at, std::size_t size) {
+  ex::touch(at, size, access::write, __builtin_return_address(0));
+}
+void __tsan_vptr_read(void** at) {
+  ex::touch(at, 8, access::read, __builtin_return_address(0));
+}
+void __tsan_vptr_update(void** at, void*) {
+  ex::touch(at, 8, access::write, __builtin_return_address(0));
+}
 void* __tsan_memcpy(void* to, const void* from, std::size_t size) {
   ex::touch(from, size, access::read, __builtin_return_address(0));
   ex::touch(to, size, access::write, __builtin_return_address(0));
@@ -1372,39 +1447,43 @@ void* __tsan_memset(void* to, int value, std::size_t size) {
 }
 
 // The standard library's own atomics: stop tokens, shared pointers.
-#define COBATCH_EXPLORE_CHANGE(bits, type, name, what)                                                            \
-  type __tsan_atomic##bits##_##name(volatile type* at, type value, int of) {                                       \
-    return static_cast<type>(ex::runtime::modify(at, sizeof(type), ex::runtime::change::what, value,               \
-                                                 static_cast<std::memory_order>(of), std::source_location::current())); \
+#define COBATCH_EXPLORE_CHANGE(bits, type, name, what)                                               \
+  type __tsan_atomic##bits##_##name(volatile type* at, type value, int of) {                         \
+    return static_cast<type>(ex::runtime::modify(at, sizeof(type), ex::runtime::change::what, value, \
+                                                 static_cast<std::memory_order>(of),                 \
+                                                 std::source_location::current()));                  \
   }
-#define COBATCH_EXPLORE_ATOMIC(bits, type)                                                                         \
-  type __tsan_atomic##bits##_load(const volatile type* at, int of) {                                               \
-    return static_cast<type>(ex::runtime::load(at, sizeof(type), static_cast<std::memory_order>(of),               \
-                                               std::source_location::current()));                                  \
-  }                                                                                                                \
-  void __tsan_atomic##bits##_store(volatile type* at, type value, int of) {                                        \
+#define COBATCH_EXPLORE_ATOMIC(bits, type)                                                                            \
+  type __tsan_atomic##bits##_load(const volatile type* at, int of) {                                                  \
+    return static_cast<type>(                                                                                         \
+        ex::runtime::load(at, sizeof(type), static_cast<std::memory_order>(of), std::source_location::current()));    \
+  }                                                                                                                   \
+  void __tsan_atomic##bits##_store(volatile type* at, type value, int of) {                                           \
     ex::runtime::store(at, sizeof(type), value, static_cast<std::memory_order>(of), std::source_location::current()); \
-  }                                                                                                                \
-  COBATCH_EXPLORE_CHANGE(bits, type, exchange, exchange)                                                           \
-  COBATCH_EXPLORE_CHANGE(bits, type, fetch_add, add)                                                               \
-  COBATCH_EXPLORE_CHANGE(bits, type, fetch_sub, subtract)                                                          \
-  COBATCH_EXPLORE_CHANGE(bits, type, fetch_and, conjunction)                                                       \
-  COBATCH_EXPLORE_CHANGE(bits, type, fetch_or, disjunction)                                                        \
-  COBATCH_EXPLORE_CHANGE(bits, type, fetch_xor, exclusive)                                                         \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile type* at, type* expected, type desired, int of, int failure) { \
-    std::uint64_t seen = *expected;                                                                                \
-    const bool done = ex::runtime::compare_exchange(at, sizeof(type), seen, desired, static_cast<std::memory_order>(of), \
-                                                    static_cast<std::memory_order>(failure), false,                \
-                                                    std::source_location::current());                              \
-    *expected = static_cast<type>(seen);                                                                           \
-    return done;                                                                                                   \
-  }                                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_weak(volatile type* at, type* expected, type desired, int of, int failure) { \
-    return __tsan_atomic##bits##_compare_exchange_strong(at, expected, desired, of, failure);                      \
-  }                                                                                                                \
-  type __tsan_atomic##bits##_compare_exchange_val(volatile type* at, type expected, type desired, int of, int failure) { \
-    __tsan_atomic##bits##_compare_exchange_strong(at, &expected, desired, of, failure);                            \
-    return expected;                                                                                               \
+  }                                                                                                                   \
+  COBATCH_EXPLORE_CHANGE(bits, type, exchange, exchange)                                                              \
+  COBATCH_EXPLORE_CHANGE(bits, type, fetch_add, add)                                                                  \
+  COBATCH_EXPLORE_CHANGE(bits, type, fetch_sub, subtract)                                                             \
+  COBATCH_EXPLORE_CHANGE(bits, type, fetch_and, conjunction)                                                          \
+  COBATCH_EXPLORE_CHANGE(bits, type, fetch_or, disjunction)                                                           \
+  COBATCH_EXPLORE_CHANGE(bits, type, fetch_xor, exclusive)                                                            \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile type* at, type* expected, type desired, int of,          \
+                                                    int failure) {                                                    \
+    std::uint64_t seen = *expected;                                                                                   \
+    const bool done = ex::runtime::compare_exchange(                                                                  \
+        at, sizeof(type), seen, desired, static_cast<std::memory_order>(of), static_cast<std::memory_order>(failure), \
+        false, std::source_location::current());                                                                      \
+    *expected = static_cast<type>(seen);                                                                              \
+    return done;                                                                                                      \
+  }                                                                                                                   \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile type* at, type* expected, type desired, int of,            \
+                                                  int failure) {                                                      \
+    return __tsan_atomic##bits##_compare_exchange_strong(at, expected, desired, of, failure);                         \
+  }                                                                                                                   \
+  type __tsan_atomic##bits##_compare_exchange_val(volatile type* at, type expected, type desired, int of,             \
+                                                  int failure) {                                                      \
+    __tsan_atomic##bits##_compare_exchange_strong(at, &expected, desired, of, failure);                               \
+    return expected;                                                                                                  \
   }
 
 COBATCH_EXPLORE_ATOMIC(8, std::uint8_t)
@@ -1456,8 +1535,8 @@ void* operator new(std::size_t size, std::align_val_t align) {
     return ex::allocate(size);
   }
   if (void* const got = std::aligned_alloc(static_cast<std::size_t>(align),
-                                           (size + static_cast<std::size_t>(align) - 1) / static_cast<std::size_t>(align) *
-                                               static_cast<std::size_t>(align)))
+                                           (size + static_cast<std::size_t>(align) - 1) /
+                                               static_cast<std::size_t>(align) * static_cast<std::size_t>(align)))
     return got;
   throw std::bad_alloc();
 }
@@ -1469,5 +1548,9 @@ void operator delete(void* memory, std::size_t) noexcept {
   if (ex::in_arena(memory)) return ex::release(memory, __builtin_return_address(0));
   std::free(memory);
 }
-void operator delete(void* memory, std::align_val_t) noexcept { operator delete(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { operator delete(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept {
+  operator delete(memory);
+}
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  operator delete(memory);
+}

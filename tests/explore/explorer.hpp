@@ -27,9 +27,9 @@ namespace cobatch_explore {
 inline constexpr unsigned most_threads = 8;
 
 struct options {
-  int preemptions = 2;             ///< how often a thread that could go on is interrupted
-  int stale = 1;                   ///< how often a load returns an older value, or a weak exchange fails for no reason
-  std::uint64_t steps = 20'000;    ///< a run must end within so many
+  int preemptions = 2;           ///< how often a thread that could go on is interrupted
+  int stale = 1;                 ///< how often a load returns an older value, or a weak exchange fails for no reason
+  std::uint64_t steps = 20'000;  ///< a run must end within so many
   std::uint64_t most_runs = ~std::uint64_t{0};
 };
 

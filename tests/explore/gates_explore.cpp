@@ -29,10 +29,17 @@ struct tally {
         ++values;
       } else {
         switch (each.error().code) {
-          case errc::queue_timed_out: ++queue_timed_out; break;
-          case errc::not_started: ++not_started; break;
-          case errc::cancelled: ++cancelled; break;
-          default: ++others;
+          case errc::queue_timed_out:
+            ++queue_timed_out;
+            break;
+          case errc::not_started:
+            ++not_started;
+            break;
+          case errc::cancelled:
+            ++cancelled;
+            break;
+          default:
+            ++others;
         }
       }
     }
@@ -123,7 +130,8 @@ SCENARIO("gates: the first failure halts the batch", .stale = 0) {
   x::atomic<int> left{1};
   const auto whole = [&]() -> explored::fire_and_forget {
     co_await cobatch::schedule(ex);
-    const auto results = co_await cobatch::batch_predict(ex, samples, predict, {.max_concurrency = 2, .max_failures = 1});
+    const auto results =
+        co_await cobatch::batch_predict(ex, samples, predict, {.max_concurrency = 2, .max_failures = 1});
     count.count(results);
     server.close();
     ex.close();

@@ -22,7 +22,9 @@ task<int> answer_from(x::channel& server) {
   co_return 42;
 }
 
-task<int> through(x::channel& server) { co_return 1 + co_await answer_from(server); }
+task<int> through(x::channel& server) {
+  co_return 1 + co_await answer_from(server);
+}
 
 }  // namespace
 
@@ -131,8 +133,8 @@ struct client {
     auto initiate = [&](cobatch::callback<int> done) {
       first = done;
       second = std::move(done);
-      asked.push(this);
-      asked.push(this);
+      asked.push(&first);
+      asked.push(&second);
     };
     const auto got = co_await cobatch::from_callback<int>(initiate);
     ++resumed;

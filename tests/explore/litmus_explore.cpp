@@ -55,11 +55,21 @@ void independent_reads(std::memory_order store, std::memory_order load) {
 
 }  // namespace
 
-SCENARIO("explorer: store buffers, relaxed", .finds = "both loads") { store_buffer(relaxed); }
-SCENARIO("explorer: store buffers, seq_cst", .preemptions = 4, .stale = 4) { store_buffer(seq_cst); }
-SCENARIO("explorer: a message, relaxed store", .finds = "data race") { message(relaxed, acquire); }
-SCENARIO("explorer: a message, relaxed load", .finds = "data race") { message(release, relaxed); }
-SCENARIO("explorer: a message, release and acquire", .preemptions = 4, .stale = 4) { message(release, acquire); }
+SCENARIO("explorer: store buffers, relaxed", .finds = "both loads") {
+  store_buffer(relaxed);
+}
+SCENARIO("explorer: store buffers, seq_cst", .preemptions = 4, .stale = 4) {
+  store_buffer(seq_cst);
+}
+SCENARIO("explorer: a message, relaxed store", .finds = "data race") {
+  message(relaxed, acquire);
+}
+SCENARIO("explorer: a message, relaxed load", .finds = "data race") {
+  message(release, relaxed);
+}
+SCENARIO("explorer: a message, release and acquire", .preemptions = 4, .stale = 4) {
+  message(release, acquire);
+}
 SCENARIO("explorer: independent reads of independent writes, acquire", .stale = 2, .finds = "opposite orders") {
   independent_reads(release, acquire);
 }
@@ -139,7 +149,8 @@ SCENARIO("explorer: memory that is freed before another thread uses it", .finds 
 
 SCENARIO("explorer: memory that is freed by somebody who does not know that it is done", .finds = "frees") {
   x::atomic<int>* const made = new x::atomic<int>(0);
-  x::threads({[&] { made->fetch_add(1, relaxed); }, [&] {
+  x::threads({[&] { made->fetch_add(1, relaxed); },
+              [&] {
                 if (made->load(relaxed) == 1) delete made;
               }});
 }
@@ -181,9 +192,7 @@ SCENARIO("explorer: the standard library's stop token and shared pointer", .pree
   std::stop_source source;
   int called = 0;
   x::threads({[&source, shared] { source.request_stop(); },
-              [&, shared] {
-                const std::stop_callback on_stop(source.get_token(), [&] { ++called; });
-              }});
+              [&, shared] { const std::stop_callback on_stop(source.get_token(), [&] { ++called; }); }});
   x::check(called <= 1, "called twice");
 }
 

@@ -28,7 +28,7 @@ struct plan {
   int preemptions = 2;
   int stale = 1;
   std::uint64_t most_runs = 100'000;  ///< of the exhaustive part
-  std::uint64_t random_runs = 3'000;    ///< beyond it
+  std::uint64_t random_runs = 3'000;  ///< beyond it
   std::uint64_t steps = 5'000;
   const char* finds = nullptr;  ///< it must fail, and say so: a test of the explorer
 };
@@ -45,10 +45,10 @@ struct scenario {
 #define EXPLORED_JOIN2(a, b) a##b
 #define EXPLORED_JOIN(a, b) EXPLORED_JOIN2(a, b)
 /// SCENARIO("name", .preemptions = 3) { what is run in each order }
-#define SCENARIO(name, ...)                                                                                         \
-  static void EXPLORED_JOIN(scenario_body_, __LINE__)();                                                            \
-  static const ::explored::scenario EXPLORED_JOIN(scenario_, __LINE__)(name, ::explored::plan{__VA_ARGS__},         \
-                                                                       &EXPLORED_JOIN(scenario_body_, __LINE__));   \
+#define SCENARIO(name, ...)                                                                                       \
+  static void EXPLORED_JOIN(scenario_body_, __LINE__)();                                                          \
+  static const ::explored::scenario EXPLORED_JOIN(scenario_, __LINE__)(name, ::explored::plan{__VA_ARGS__},       \
+                                                                       &EXPLORED_JOIN(scenario_body_, __LINE__)); \
   static void EXPLORED_JOIN(scenario_body_, __LINE__)()
 
 /// A coroutine that starts at once and that nobody awaits.
@@ -86,7 +86,8 @@ class executor {
   /// Where nobody knows the end: until every thread would wait.
   void work_while_there_is_some() {
     const cobatch::detail::executor_scope scope(cobatch::detail::ref(*this));
-    while (void* const next = queue_.pop_unless_all_wait(threads_)) std::coroutine_handle<>::from_address(next).resume();
+    while (void* const next = queue_.pop_unless_all_wait(threads_))
+      std::coroutine_handle<>::from_address(next).resume();
   }
 
  private:

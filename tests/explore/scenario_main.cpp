@@ -36,7 +36,9 @@ bool report(const scenario& each, const char* how, const x::result& of, double s
   }
   std::printf("%-100s  %-7s %9llu schedules %11llu steps %7.2f s  %s\n", each.name, how,
               static_cast<unsigned long long>(of.runs), static_cast<unsigned long long>(of.steps), seconds,
-              of.failed ? "FAILED" : of.complete ? "all" : "");
+              of.failed     ? "FAILED"
+              : of.complete ? "all"
+                            : "");
   if (of.failed) {
     const bool whole = std::getenv("COBATCH_EXPLORE_WHOLE_TRACE") != nullptr;
     constexpr std::size_t enough = 12'000;  // of its end
@@ -60,8 +62,8 @@ bool run(const scenario& each, const char* schedule) {
   x::options bounds;
   bounds.steps = each.bounds.steps;
   if (schedule) return timed(each, "replay", [&] { return x::replay(each.body, schedule, bounds); });
-  bounds.preemptions = static_cast<int>(
-      number("COBATCH_EXPLORE_PREEMPTIONS", static_cast<std::uint64_t>(each.bounds.preemptions)));
+  bounds.preemptions =
+      static_cast<int>(number("COBATCH_EXPLORE_PREEMPTIONS", static_cast<std::uint64_t>(each.bounds.preemptions)));
   bounds.stale = static_cast<int>(number("COBATCH_EXPLORE_STALE", static_cast<std::uint64_t>(each.bounds.stale)));
   bounds.most_runs = number("COBATCH_EXPLORE_RUNS", each.bounds.most_runs);
   // First what few interruptions can do: of that nothing is left out.
@@ -72,7 +74,9 @@ bool run(const scenario& each, const char* schedule) {
     bounds.stale = std::min(some, most.stale);
     if (some == most.preemptions) bounds.stale = most.stale;
     const std::string how = std::to_string(bounds.preemptions) + "+" + std::to_string(bounds.stale);
-    if (!timed(each, how.c_str(), [&] { return x::explore_all(each.body, bounds); }, some == most.preemptions)) return false;
+    if (!timed(
+            each, how.c_str(), [&] { return x::explore_all(each.body, bounds); }, some == most.preemptions))
+      return false;
   }
   const std::uint64_t runs = number("COBATCH_EXPLORE_RANDOM", each.bounds.random_runs);
   if (runs == 0 || each.bounds.finds) return true;

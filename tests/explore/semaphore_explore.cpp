@@ -162,9 +162,7 @@ SCENARIO("semaphore: whoever gets the last permit back destroys it", .preemption
   auto semaphore = std::make_unique<async_semaphore>(1);
   auto held = semaphore->try_acquire();
   const auto destroys = [&]() -> explored::fire_and_forget {
-    {
-      const auto permit = co_await semaphore->acquire();
-    }
+    { const auto permit = co_await semaphore->acquire(); }
     semaphore.reset();
   };
   x::threads({[&] { held->release(); }, [&] { destroys(); }});
@@ -196,7 +194,8 @@ SCENARIO("semaphore: two signals for two", .preemptions = 3) {
     (void)permit.detach();
     came.fetch_add(1);
   };
-  x::threads({[&] { semaphore.release(2); }, [&] {
+  x::threads({[&] { semaphore.release(2); },
+              [&] {
                 waits();
                 waits();
               }});

@@ -29,7 +29,7 @@ int double_of(int sample) {
 
 }  // namespace
 
-SCENARIO("stream: boxes come back while the only worker runs", .preemptions = 2, .stale = 0) {
+SCENARIO("stream: boxes come back while the only worker runs", .preemptions = 4, .stale = 1) {
   explored::executor ex(1);
   const std::vector<int> samples{1, 2, 3};
   cobatch::batch_options options;
@@ -95,8 +95,8 @@ void two_workers(unsigned suspends, int count) {
   chain links{&ex, count - 1};
   cobatch::batch_options options;
   options.max_concurrency = 2;
-  auto stream = cobatch::predict_stream(ex, numbers{&ex, count, suspends}, [&](int sample) { return links.begin(sample); },
-                                        options, {.window = 4});
+  auto stream = cobatch::predict_stream(ex, numbers{&ex, count, suspends},
+                                        [&](int sample) { return links.begin(sample); }, options, {.window = 4});
   start_on(ex, stream, static_cast<std::size_t>(count));
   x::threads({[&] { ex.work(); }, [&] { ex.work(); }});
 }
@@ -134,8 +134,8 @@ SCENARIO("stream: boxes come back while two workers run", .stale = 0) {
 SCENARIO("stream: samples that take no time, computed when the consumer asks", .stale = 0) {
   explored::executor ex(1);
   const std::vector<int> samples{1, 2, 3, 4};
-  auto stream = cobatch::predict_stream(ex, samples, [](int sample) { return sample; }, {.max_concurrency = 1},
-                                        {.window = 2});
+  auto stream =
+      cobatch::predict_stream(ex, samples, [](int sample) { return sample; }, {.max_concurrency = 1}, {.window = 2});
   x::threads({[&] { ex.work(); }, [&] { consume(stream, ex, 4); }});
 }
 
@@ -143,13 +143,12 @@ SCENARIO("stream: in input order", .stale = 0) {
   explored::executor ex(2);
   const std::vector<int> samples{1, 2, 3};
   x::channel server;
-  auto stream = cobatch::predict_stream(
-      ex, samples,
-      [&](int sample) -> cobatch::task<int> {
-        if (sample % 2 == 1) co_await explored::handed_to{&server};
-        co_return sample;
-      },
-      {.max_concurrency = 2}, {.order = cobatch::result_order::input, .window = 2});
+  auto stream = cobatch::predict_stream(ex, samples,
+                                        [&](int sample) -> cobatch::task<int> {
+                                          if (sample % 2 == 1) co_await explored::handed_to{&server};
+                                          co_return sample;
+                                        },
+                                        {.max_concurrency = 2}, {.order = cobatch::result_order::input, .window = 2});
   const auto consumer = [&]() -> explored::fire_and_forget {
     co_await cobatch::schedule(ex);
     std::size_t next = 0;
@@ -182,13 +181,12 @@ SCENARIO("stream: it goes while samples are in flight, on its executor", .stale 
   const auto consumer = [&]() -> explored::fire_and_forget {
     co_await cobatch::schedule(ex);
     {
-      auto stream = cobatch::predict_stream(
-          ex, samples,
-          [&](int sample) -> cobatch::task<int> {
-            co_await cobatch::schedule(ex);
-            co_return sample;
-          },
-          {.max_concurrency = 2}, {.window = 2});
+      auto stream = cobatch::predict_stream(ex, samples,
+                                            [&](int sample) -> cobatch::task<int> {
+                                              co_await cobatch::schedule(ex);
+                                              co_return sample;
+                                            },
+                                            {.max_concurrency = 2}, {.window = 2});
       co_await stream.next();
     }
     // What is in flight ends by itself, with nobody to tell: the threads end where nothing is left for them to do.

@@ -113,7 +113,8 @@ SCENARIO("thread_pool: who sent the last one destroys it", .most_runs = 50'000, 
   // The pool goes while another thread may still be inside the post whose coroutine has told us.
   auto pool = std::make_unique<cobatch::thread_pool>(1);
   x::atomic<int> count{0};
-  x::threads({[&] { count_on(*pool, count); }, [&] {
+  x::threads({[&] { count_on(*pool, count); },
+              [&] {
                 while (count.load() < 1) x::spin_pause();
                 pool.reset();
               }});
@@ -173,7 +174,8 @@ struct taken_once {
     times[reinterpret_cast<std::uintptr_t>(which.address()) / 16].fetch_add(1, std::memory_order_relaxed);
   }
   void check(int count) {
-    for (int i = 1; i <= count; ++i) x::check(times[static_cast<std::size_t>(i)].load() == 1, "a handle is lost, or came twice");
+    for (int i = 1; i <= count; ++i)
+      x::check(times[static_cast<std::size_t>(i)].load() == 1, "a handle is lost, or came twice");
   }
 };
 
