@@ -86,7 +86,7 @@ SCENARIO("gates: a stop while a sample waits for its permit", .stale = 0) {
   x::check(semaphore.available() == 1 && semaphore.waiting() == 0, "permits are lost, or made");
 }
 
-SCENARIO("gates: the time for its permit is up while it is granted", .stale = 0, .most_runs = 50'000) {
+SCENARIO("gates: the time for its permit is up while it is granted", .stale = 0) {
   timed_executor ex(1);
   cobatch::async_semaphore semaphore(1);
   auto held = semaphore.try_acquire();
@@ -141,7 +141,7 @@ SCENARIO("gates: the first failure halts the batch", .stale = 0) {
   x::check(count.all() == 3, "not one outcome each");
 }
 
-SCENARIO("gates: a rate, two batches", .stale = 0, .most_runs = 50'000) {
+SCENARIO("gates: a rate, two batches", .stale = 0) {
   timed_executor ex(2);
   cobatch::rate_limiter rate(1000.0, 1);
   const std::vector<int> samples{1, 2};
@@ -154,7 +154,7 @@ SCENARIO("gates: a rate, two batches", .stale = 0, .most_runs = 50'000) {
   x::check(first.values == 2 && second.values == 2, "not one outcome each");
 }
 
-SCENARIO("gates: two batches, two lanes each, one permit", .stale = 0, .most_runs = 50'000) {
+SCENARIO("gates: two batches, two lanes each, one permit", .stale = 0) {
   explored::executor ex(2);
   cobatch::async_semaphore semaphore(1);
   const std::vector<int> samples{1, 2};

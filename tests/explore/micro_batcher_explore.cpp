@@ -45,7 +45,7 @@ explored::fire_and_forget close(batcher& it, timed_executor& ex) {
 
 }  // namespace
 
-SCENARIO("micro_batcher: two callers on two threads, a full batch", .stale = 0, .most_runs = 50'000) {
+SCENARIO("micro_batcher: two callers on two threads, a full batch", .stale = 0) {
   timed_executor ex(1);
   tally count;
   {
@@ -63,7 +63,7 @@ SCENARIO("micro_batcher: two callers on two threads, a full batch", .stale = 0, 
   x::check(count.values.load() + count.stopped.load() == 3 && count.others.load() == 0, "not one outcome each");
 }
 
-SCENARIO("micro_batcher: the timer and a late caller", .stale = 0, .most_runs = 50'000) {
+SCENARIO("micro_batcher: the timer and a late caller", .stale = 0) {
   timed_executor ex(1);
   tally count;
   {
@@ -79,7 +79,7 @@ SCENARIO("micro_batcher: the timer and a late caller", .stale = 0, .most_runs = 
   x::check(count.values.load() == 2, "not one outcome each");
 }
 
-SCENARIO("micro_batcher: a caller's stop against its batch", .stale = 0, .most_runs = 50'000) {
+SCENARIO("micro_batcher: a caller's stop against its batch", .stale = 0) {
   timed_executor ex(1);
   tally count;
   std::stop_source stop;
@@ -96,7 +96,7 @@ SCENARIO("micro_batcher: a caller's stop against its batch", .stale = 0, .most_r
   x::check(count.values.load() + count.stopped.load() == 2 && count.others.load() == 0, "not one outcome each");
 }
 
-SCENARIO("micro_batcher: two batches at a time, two workers", .stale = 0, .most_runs = 50'000) {
+SCENARIO("micro_batcher: two batches at a time, two workers", .stale = 0) {
   timed_executor ex(2);
   tally count;
   {
@@ -111,7 +111,7 @@ SCENARIO("micro_batcher: two batches at a time, two workers", .stale = 0, .most_
   x::check(count.values.load() == 2, "not one outcome each");
 }
 
-SCENARIO("micro_batcher: a full queue", .stale = 0, .most_runs = 50'000) {
+SCENARIO("micro_batcher: a full queue", .stale = 0) {
   timed_executor ex(1);
   tally count;
   {

@@ -117,7 +117,12 @@ known = [
     ),
     (
         "boxes that come back while all workers run are forgotten",
-        {"engine/stream.hpp": [("return reading_.load() != supply::fed && returned_", "return reading_.load() == supply::starved && returned_")]},
+        {"engine/stream.hpp": [("if (seen == supply::fed) return false;", "if (seen != supply::starved) return false;")]},
+        ["stream"],
+    ),
+    (
+        "who was told of boxes and found none is not told again",
+        {"engine/stream.hpp": [("if (seen == supply::told) reading_.compare_exchange_strong(seen, supply::starved);\n", "\n")]},
         ["stream"],
     ),
 ]

@@ -42,7 +42,7 @@ explored::fire_and_forget run(timed_executor& ex, const std::vector<int>& sample
 
 }  // namespace
 
-SCENARIO("timeout: an attempt that never looks at its token ends elsewhere", .stale = 0, .most_runs = 50'000) {
+SCENARIO("timeout: an attempt that never looks at its token ends elsewhere", .stale = 0) {
   timed_executor ex(1);
   x::channel server;
   const std::vector<int> samples{1};
@@ -56,7 +56,7 @@ SCENARIO("timeout: an attempt that never looks at its token ends elsewhere", .st
   x::check(count.all() == 1 && count.others == 0, "not one outcome");
 }
 
-SCENARIO("timeout: two attempts on two workers, one lane each", .stale = 0, .most_runs = 50'000) {
+SCENARIO("timeout: two attempts on two workers, one lane each", .stale = 0) {
   timed_executor ex(2);
   x::channel server;
   const std::vector<int> samples{1, 2};
@@ -70,7 +70,7 @@ SCENARIO("timeout: two attempts on two workers, one lane each", .stale = 0, .mos
   x::check(count.all() == 2 && count.others == 0, "not one outcome each");
 }
 
-SCENARIO("timeout: one lane, one sample after another", .stale = 0, .most_runs = 50'000) {
+SCENARIO("timeout: one lane, one sample after another", .stale = 0) {
   timed_executor ex(1);
   x::channel server;
   const std::vector<int> samples{1, 2};
@@ -84,7 +84,7 @@ SCENARIO("timeout: one lane, one sample after another", .stale = 0, .most_runs =
   x::check(count.all() == 2 && count.others == 0, "not one outcome each");
 }
 
-SCENARIO("deadline: it comes while samples are in flight", .stale = 0, .most_runs = 50'000) {
+SCENARIO("deadline: it comes while samples are in flight", .stale = 0) {
   timed_executor ex(1);
   x::channel server;
   const std::vector<int> samples{1, 2, 3};
@@ -98,7 +98,7 @@ SCENARIO("deadline: it comes while samples are in flight", .stale = 0, .most_run
   x::check(count.all() == 3, "not one outcome each");
 }
 
-SCENARIO("hedge: two attempts of one sample", .stale = 0, .most_runs = 50'000) {
+SCENARIO("hedge: two attempts of one sample", .stale = 0) {
   timed_executor ex(1);
   x::channel server;
   const std::vector<int> samples{1};
@@ -114,7 +114,7 @@ SCENARIO("hedge: two attempts of one sample", .stale = 0, .most_runs = 50'000) {
   x::check(count.values == 1 && (calls == 1 || calls == 2), "not one outcome");
 }
 
-SCENARIO("hedge: two attempts end on two threads", .stale = 0, .most_runs = 50'000) {
+SCENARIO("hedge: two attempts end on two threads", .stale = 0) {
   timed_executor ex(2);
   x::channel server;
   const std::vector<int> samples{1};
@@ -131,7 +131,7 @@ SCENARIO("hedge: two attempts end on two threads", .stale = 0, .most_runs = 50'0
   x::check(count.all() == 1, "not one outcome");
 }
 
-SCENARIO("hedge: a second attempt takes the lane that the next sample wants", .stale = 0, .most_runs = 50'000) {
+SCENARIO("hedge: a second attempt takes the lane that the next sample wants", .stale = 0) {
   timed_executor ex(1);
   x::channel server;
   const std::vector<int> samples{1, 2, 3};
@@ -145,7 +145,7 @@ SCENARIO("hedge: a second attempt takes the lane that the next sample wants", .s
   x::check(count.values == 3, "not one outcome each");
 }
 
-SCENARIO("retry: a sample that sleeps, while the last lane ends", .stale = 0, .most_runs = 50'000) {
+SCENARIO("retry: a sample that sleeps, while the last lane ends", .stale = 0) {
   timed_executor ex(2);
   const std::vector<int> samples{1, 2};
   x::atomic<int> calls{0};
@@ -161,7 +161,7 @@ SCENARIO("retry: a sample that sleeps, while the last lane ends", .stale = 0, .m
   x::check(count.values == 2, "not one outcome each");
 }
 
-SCENARIO("retry: a stop while a sample sleeps", .stale = 0, .most_runs = 50'000) {
+SCENARIO("retry: a stop while a sample sleeps", .stale = 0) {
   timed_executor ex(1);
   const std::vector<int> samples{1, 2};
   std::stop_source stop;

@@ -27,7 +27,7 @@ namespace x = cobatch_explore;
 struct plan {
   int preemptions = 2;
   int stale = 1;
-  std::uint64_t most_runs = 100'000;  ///< of the exhaustive part
+  std::uint64_t most_runs = 50'000;  ///< of the exhaustive part
   std::uint64_t random_runs = 3'000;  ///< beyond it
   std::uint64_t steps = 5'000;
   const char* finds = nullptr;  ///< it must fail, and say so: a test of the explorer

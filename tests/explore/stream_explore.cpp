@@ -139,6 +139,36 @@ SCENARIO("stream: samples that take no time, computed when the consumer asks", .
   x::threads({[&] { ex.work(); }, [&] { consume(stream, ex, 4); }});
 }
 
+namespace {
+
+void cheap_now_and_then(std::size_t workers, std::size_t window, unsigned costly) {
+  explored::executor ex(workers);
+  const std::vector<int> samples{0, 1, 2, 3, 4};
+  auto predict = [costly](int sample) {
+    if ((costly >> sample & 1u) != 0) x::let_pass(1'000);
+    return sample;
+  };
+  auto stream = cobatch::predict_stream(ex, samples, predict, {.max_concurrency = workers}, {.window = window});
+  if (workers == 1) {
+    x::threads({[&] { ex.work(); }, [&] { consume(stream, ex, 5); }});
+  } else {
+    start_on(ex, stream, 5);
+    x::threads({[&] { ex.work(); }, [&] { ex.work(); }});
+  }
+}
+
+}  // namespace
+
+SCENARIO("stream: samples that take no time now and then, one worker", .stale = 0) {
+  cheap_now_and_then(1, 1, static_cast<unsigned>(x::choose(32)));
+}
+SCENARIO("stream: samples that take no time now and then, one worker, two places", .stale = 0) {
+  cheap_now_and_then(1, 2, static_cast<unsigned>(x::choose(32)));
+}
+SCENARIO("stream: samples that take no time now and then, two workers", .stale = 0) {
+  cheap_now_and_then(2, 2, static_cast<unsigned>(x::choose(32)));
+}
+
 SCENARIO("stream: in input order", .stale = 0) {
   explored::executor ex(2);
   const std::vector<int> samples{1, 2, 3};

@@ -67,7 +67,7 @@ SCENARIO("thread_pool: one thread, posts while it falls asleep", .steps = 20'000
   x::check(count.load() == 2, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: two threads, posts from outside and inside", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: two threads, posts from outside and inside", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(2);
@@ -77,7 +77,7 @@ SCENARIO("thread_pool: two threads, posts from outside and inside", .most_runs =
   x::check(count.load() == 2, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: two threads, two coroutines that need both", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: two threads, two coroutines that need both", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(2);
@@ -88,7 +88,7 @@ SCENARIO("thread_pool: two threads, two coroutines that need both", .most_runs =
   x::check(count.load() == 2, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: two threads, one coroutine sends another that it needs", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: two threads, one coroutine sends another that it needs", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(2);
@@ -98,7 +98,7 @@ SCENARIO("thread_pool: two threads, one coroutine sends another that it needs", 
   x::check(count.load() == 2, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: two threads post from outside", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: two threads post from outside", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(1);
@@ -109,7 +109,7 @@ SCENARIO("thread_pool: two threads post from outside", .most_runs = 50'000, .ste
   x::check(count.load() == 2, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: who sent the last one destroys it", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: who sent the last one destroys it", .steps = 20'000) {
   // The pool goes while another thread may still be inside the post whose coroutine has told us.
   auto pool = std::make_unique<cobatch::thread_pool>(1);
   x::atomic<int> count{0};
@@ -121,7 +121,7 @@ SCENARIO("thread_pool: who sent the last one destroys it", .most_runs = 50'000, 
   x::check(count.load() == 1, "a coroutine is lost");
 }
 
-SCENARIO("thread_pool: a busy worker's timer is minded by the other one", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: a busy worker's timer is minded by the other one", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(2);
@@ -137,7 +137,7 @@ SCENARIO("thread_pool: a busy worker's timer is minded by the other one", .most_
   x::check(count.load() == 2, "a sleeper is lost");
 }
 
-SCENARIO("thread_pool: a timer fires, or is stopped", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: a timer fires, or is stopped", .steps = 20'000) {
   x::atomic<int> count{0};
   std::stop_source stop;
   {
@@ -148,7 +148,7 @@ SCENARIO("thread_pool: a timer fires, or is stopped", .most_runs = 50'000, .step
   x::check(count.load() == 1, "a sleeper is lost");
 }
 
-SCENARIO("thread_pool: a timer beside the end", .most_runs = 50'000, .steps = 20'000) {
+SCENARIO("thread_pool: a timer beside the end", .steps = 20'000) {
   x::atomic<int> count{0};
   {
     cobatch::thread_pool pool(2);
