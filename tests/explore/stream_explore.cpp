@@ -29,7 +29,7 @@ int double_of(int sample) {
 
 }  // namespace
 
-SCENARIO("stream: boxes come back while the only worker runs", .preemptions = 4, .stale = 1) {
+SCENARIO("stream: boxes come back while the only worker runs", .preemptions = 4, .stale = 0) {
   explored::executor ex(1);
   const std::vector<int> samples{1, 2, 3};
   cobatch::batch_options options;
