@@ -215,6 +215,24 @@ SCENARIO("work_ring: two thieves", .preemptions = 3, .stale = 1) {
   seen.check(3);
 }
 
+SCENARIO("work_ring: one thief takes two, and then another comes", .preemptions = 2, .stale = 1) {
+  work_ring ring;
+  taken_once seen;
+  const auto thief = [&](int times) {
+    std::array<std::coroutine_handle<>, 4> stolen;
+    for (int i = 0; i < times; ++i) {
+      for (std::size_t n = ring.steal_one(stolen), k = 0; k < n; ++k) seen.take(stolen[k]);
+    }
+  };
+  x::threads({[&] {
+                ring.push(handle(1));
+                ring.push(handle(2));
+              },
+              [&] { thief(2); }, [&] { thief(1); }});
+  while (const auto popped = ring.pop()) seen.take(popped);
+  seen.check(2);
+}
+
 SCENARIO("work_ring: half of many is stolen while the owner takes", .preemptions = 2, .stale = 2) {
   work_ring ring;
   taken_once seen;
