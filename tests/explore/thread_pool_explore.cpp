@@ -160,6 +160,27 @@ SCENARIO("thread_pool: a timer beside the end", .steps = 20'000) {
 
 // ---- The ring ----
 
+SCENARIO("sleeping: a push to a ring, and a worker that goes to sleep: one sees the other", .preemptions = 3,
+         .stale = 2) {
+  work_ring ring;
+  cobatch::detail::idle_count counts;
+  bool wakes = false, gets_up = false;
+  x::threads({[&] {
+                ring.push(std::noop_coroutine());
+                wakes = counts.wake_needed_soon();
+              },
+              [&] {
+                counts.begin_search();
+                if (!ring.empty()) {
+                  gets_up = true;
+                  return;
+                }
+                counts.searching_to_sleeping();
+                gets_up = !ring.empty();
+              }});
+  x::check(wakes || gets_up, "the worker sleeps, and nobody wakes it");
+}
+
 namespace {
 
 /// A handle that is only counted.
