@@ -1,19 +1,19 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/limit_control.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
@@ -126,13 +126,13 @@ class adaptive_limit {
 
   static const adaptive_options& check(const adaptive_options& options);
   static detail::limit_settings settings(const adaptive_options& options) noexcept;
-  void publish(std::unique_lock<std::mutex>& lock) noexcept;
+  void publish(std::unique_lock<detail::mutex>& lock) noexcept;
 
   async_semaphore semaphore_;
   // Counts; what is known of a call passes through mutex_. Orders nothing.
-  std::atomic<std::size_t> in_flight_{0};
+  detail::atomic<std::size_t> in_flight_{0};
 
-  std::mutex mutex_;  // guards all below
+  detail::mutex mutex_;  // guards all below
   detail::limit_control control_;
   const std::chrono::nanoseconds timeout_;
   std::size_t published_;    // what the semaphore's limit is, or is being set to
@@ -255,7 +255,7 @@ inline void adaptive_limit::dropped() noexcept {
 
 /// Sets the semaphore's limit, under no lock, as that may resume coroutines; by one thread at a time, so that the last
 /// word stays the last.
-inline void adaptive_limit::publish(std::unique_lock<std::mutex>& lock) noexcept {
+inline void adaptive_limit::publish(std::unique_lock<detail::mutex>& lock) noexcept {
   if (publishing_ || control_.cap() == published_) return;
   publishing_ = true;
   while (control_.cap() != published_) {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <exception>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/engine/running_batch.hpp>
@@ -121,7 +121,7 @@ class batch_sink : public awaited_end {
   }
 
   results results_;
-  std::atomic<std::size_t> unstarted_{0}, first_unstarted_{unlimited};  // only where the length is not known
+  detail::atomic<std::size_t> unstarted_{0}, first_unstarted_{unlimited};  // only where the length is not known
 };
 
 }  // namespace detail

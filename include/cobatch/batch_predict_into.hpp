@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <memory>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/engine/running_batch.hpp>
@@ -94,7 +94,7 @@ struct into {
    private:
     std::size_t size_;
     Iterator first_;
-    std::atomic<std::size_t> succeeded_{0}, failed_{0};
+    detail::atomic<std::size_t> succeeded_{0}, failed_{0};
   };
 };
 

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <memory>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
@@ -15,6 +14,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/stop_token.hpp>
+#include <cobatch/detail/thread.hpp>
 #include <cobatch/error.hpp>
 
 namespace cobatch::inline COBATCH_ABI {
@@ -62,7 +62,7 @@ class inline_executor {
 template <class Post>
 class function_executor {
  public:
-  explicit function_executor(Post post, std::size_t concurrency = std::thread::hardware_concurrency())
+  explicit function_executor(Post post, std::size_t concurrency = detail::thread::hardware_concurrency())
       : post_(std::move(post)), concurrency_(concurrency > 0 ? concurrency : 1) {}
   function_executor(const function_executor&) = delete;
   function_executor& operator=(const function_executor&) = delete;
@@ -151,7 +151,7 @@ std::size_t concurrency_of(Executor& ex) noexcept {
   if constexpr (requires { static_cast<std::size_t>(ex.concurrency()); }) {
     return std::max<std::size_t>(1, static_cast<std::size_t>(ex.concurrency()));
   } else {
-    return std::max<std::size_t>(1, std::thread::hardware_concurrency());
+    return std::max<std::size_t>(1, detail::thread::hardware_concurrency());
   }
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -10,7 +9,6 @@
 #include <iosfwd>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <ostream>
 #include <ranges>
 #include <span>
@@ -21,7 +19,9 @@
 
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/executor.hpp>
@@ -121,7 +121,7 @@ class latency_recorder : public batch_observer {
   const std::vector<std::chrono::nanoseconds>& latencies() const noexcept { return latencies_; }
 
  private:
-  std::mutex mutex_;  // guards latencies_
+  detail::mutex mutex_;  // guards latencies_
   std::vector<std::chrono::nanoseconds> latencies_;
 };
 
@@ -160,7 +160,7 @@ class step_meter final : public batch_metrics {
 
  private:
   const std::size_t limit_;
-  std::mutex mutex_;  // guards the rest while the batch runs
+  detail::mutex mutex_;  // guards the rest while the batch runs
   std::size_t starts_ = 0;
   std::chrono::nanoseconds full_{}, last_ = std::chrono::nanoseconds::min();
 };

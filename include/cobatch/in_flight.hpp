@@ -8,7 +8,6 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <ostream>
 #include <tuple>
 #include <unordered_map>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
@@ -72,7 +72,7 @@ class in_flight_recorder : public batch_observer {
   };
   static constexpr std::size_t shard_count = 16;
   struct shard {
-    mutable std::mutex mutex;  // guards lanes
+    mutable detail::mutex mutex;  // guards lanes
     std::unordered_map<const void*, entry> lanes;
   };
 
@@ -89,7 +89,7 @@ class in_flight_recorder : public batch_observer {
   }
 
   std::array<shard, shard_count> shards_;
-  mutable std::mutex mutex_;  // guards all below
+  mutable detail::mutex mutex_;  // guards all below
   std::map<std::uint64_t, batch_state> batches_;
   std::map<std::pair<std::uint64_t, std::size_t>, entry> sleeping_;
 };

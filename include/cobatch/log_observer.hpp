@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
 #include <limits>
-#include <mutex>
 #include <ostream>
 #include <span>
 #include <string>
@@ -19,6 +17,8 @@
 #include <variant>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
@@ -115,8 +115,8 @@ class log_observer : public batch_observer {
   const double per_nanosecond_, slack_;
   // When the next event would be on time if all came evenly ("GCRA"), in the time in which one comes; changed by whoever
   // is let through. Orders nothing.
-  std::atomic<double> next_{-std::numeric_limits<double>::infinity()};
-  std::atomic<std::uint64_t> suppressed_{0};  // counts
+  detail::atomic<double> next_{-std::numeric_limits<double>::infinity()};
+  detail::atomic<std::uint64_t> suppressed_{0};  // counts
 };
 
 /// A log_observer that writes lines: "[cobatch] 12.003451000 warning sample_retried batch=1 sample=17
@@ -136,7 +136,7 @@ class stream_log : public log_observer {
  private:
   void write(log_level level, std::string_view event, std::span<const log_field> all);
 
-  std::mutex mutex_;  // guards os_
+  detail::mutex mutex_;  // guards os_
   std::ostream& os_;
 };
 

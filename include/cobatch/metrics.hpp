@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cstddef>
@@ -10,20 +9,21 @@
 #include <iosfwd>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 
 #include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/as_size.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/histogram.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/saturating.hpp>
+#include <cobatch/detail/thread.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/metrics_snapshot.hpp>
 #include <cobatch/observer.hpp>
@@ -86,7 +86,7 @@ class batch_metrics : public batch_observer {
     T get() const noexcept { return value_.load(std::memory_order_relaxed); }
 
    private:
-    std::atomic<T> value_;
+    detail::atomic<T> value_;
   };
   using count = own<std::uint64_t>;
   using time = own<std::int64_t>;
@@ -103,8 +103,8 @@ class batch_metrics : public batch_observer {
   struct shard {
     ~shard() { delete latencies.load(std::memory_order_relaxed); }
 
-    std::atomic<const void*> owner{nullptr};  // set once, by its owner, who alone needs to see it
-    std::atomic<buckets*> latencies{
+    detail::atomic<const void*> owner{nullptr};  // set once, by its owner, who alone needs to see it
+    detail::atomic<buckets*> latencies{
         nullptr};  // set once by the owner (release); read (acquire) by snapshot(), and by heirs
     count started, ended, hedges, late, retries, taken, at_limit, straight;
     time running, waited_for_input, waited_for_permits, waited_for_rate, backed_off, waited_for_turn,
@@ -121,7 +121,7 @@ class batch_metrics : public batch_observer {
   };
 
   static std::size_t count_of_shards() noexcept {
-    return std::bit_ceil(std::clamp<std::size_t>(2 * std::thread::hardware_concurrency(), 8, 256));
+    return std::bit_ceil(std::clamp<std::size_t>(2 * detail::thread::hardware_concurrency(), 8, 256));
   }
 
   /// report(shard) with a shard that nobody else writes to.
@@ -141,7 +141,7 @@ class batch_metrics : public batch_observer {
 
   time last_taken_{std::numeric_limits<std::int64_t>::min()};  // written by whoever takes; orders nothing
 
-  mutable std::mutex mutex_;  // guards all below, which changes only when a batch begins or ends, and the last shard
+  mutable detail::mutex mutex_;  // guards all below, which changes only when a batch begins or ends, and the last shard
   std::uint64_t batches_ = 0, active_ = 0, not_started_ = 0, hook_failures_ = 0;
   std::size_t window_ = 0;
   std::size_t first_limit_ = std::numeric_limits<std::size_t>::max();

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +8,7 @@
 #include <limits>
 #include <type_traits>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/error.hpp>
 
@@ -143,14 +143,14 @@ namespace detail {
 
 /// `(observer->*hook)(event)`; an exception is swallowed and counted. The counter orders nothing.
 template <class Event>
-inline void notify(batch_observer* observer, std::atomic<std::uint64_t>& failures,
+inline void notify(batch_observer* observer, detail::atomic<std::uint64_t>& failures,
                    void (batch_observer::*hook)(const Event&), const Event& event) noexcept {
   guarded([&] { (observer->*hook)(event); }, [&] { failures.fetch_add(1, std::memory_order_relaxed); });
 }
 
 /// For batch_info::batch. Only uniqueness matters: orders nothing.
 inline std::uint64_t next_batch_number() noexcept {
-  static constinit std::atomic<std::uint64_t> last{0};
+  static constinit detail::atomic<std::uint64_t> last{0};
   return last.fetch_add(1, std::memory_order_relaxed) + 1;
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -10,14 +9,15 @@
 #include <cstdlib>
 #include <iostream>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/observer.hpp>
@@ -107,14 +107,14 @@ class progress_bar : public batch_observer {
   std::string line(std::chrono::nanoseconds at, std::size_t width) const;
 
   // Counts, ordering nothing: what is drawn may be a sample behind.
-  std::atomic<std::size_t> total_, done_{0}, failed_{0}, active_{0};
+  detail::atomic<std::size_t> total_, done_{0}, failed_{0}, active_{0};
   const bool total_given_;
   std::ostream& os_;
   const progress_options set_;
   const std::chrono::nanoseconds began_;
-  std::atomic<std::int64_t> next_draw_{std::numeric_limits<std::int64_t>::min()};  // changed by whoever draws then
+  detail::atomic<std::int64_t> next_draw_{std::numeric_limits<std::int64_t>::min()};  // changed by whoever draws then
 
-  std::mutex mutex_;  // guards all below, and os_
+  detail::mutex mutex_;  // guards all below, and os_
   std::chrono::nanoseconds drawn_;
   std::size_t done_when_drawn_ = 0;
   double rate_ = 0;                                                // samples a second, lately

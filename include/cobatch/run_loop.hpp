@@ -1,21 +1,21 @@
 #pragma once
 
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <stdexcept>
 #include <stop_token>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/condition_variable.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>
 #include <cobatch/detail/handle_queue.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/polling_pace.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/spin_pause.hpp>
@@ -85,7 +85,7 @@ class run_loop {
   bool on_own_thread() const noexcept { return detail::current_executor().refers_to(this); }
   void resume_until_ended(running& loop);
   bool look_around(running& loop, bool wait);
-  void wait(std::unique_lock<std::mutex>& lock, running& loop);
+  void wait(std::unique_lock<detail::mutex>& lock, running& loop);
   void call_attention() noexcept;
   template <class Take>
   void make_ready(Take take);
@@ -97,10 +97,10 @@ class run_loop {
   // Set under mutex_ by threads that changed something the running thread should look at, cleared by it under mutex_.
   // A hint that keeps the busy loop off the mutex: before it sleeps it looks under the mutex. Hence relaxed
   // throughout.
-  std::atomic<bool> attention_{false};
+  detail::atomic<bool> attention_{false};
 
-  mutable std::mutex mutex_;  // guards everything below
-  std::condition_variable changed_;
+  mutable detail::mutex mutex_;  // guards everything below
+  detail::condition_variable changed_;
   detail::handle_queue injected_;  // from other threads
   timer_queue timers_;
   bool running_ = false;
@@ -255,7 +255,7 @@ void run_loop::make_ready(Take take) {
 }
 
 /// Blocks until something is injected or due, or the driver has ended.
-inline void run_loop::wait(std::unique_lock<std::mutex>& lock, running& loop) {
+inline void run_loop::wait(std::unique_lock<detail::mutex>& lock, running& loop) {
   while (injected_.empty() && !loop.ended_elsewhere) {
     const timer_queue::nanoseconds deadline = timers_.earliest();
     if (deadline == timer_queue::never) {

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <condition_variable>
-#include <mutex>
 #include <utility>
 
 #include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/condition_variable.hpp>
 #include <cobatch/detail/driver.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/executor.hpp>
 
@@ -41,8 +41,8 @@ class blocking_end final : public driver_end {
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
+  detail::mutex mutex_;
+  detail::condition_variable changed_;
   bool ended_ = false;  // guarded by mutex_
 };
 

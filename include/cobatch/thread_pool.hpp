@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -9,22 +8,23 @@
 #include <exception>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <stop_token>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/pool_shard.hpp>
 #include <cobatch/detail/pool_worker.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/sleeping_workers.hpp>
 #include <cobatch/detail/spin_pause.hpp>
+#include <cobatch/detail/thread.hpp>
 #include <cobatch/detail/timer_awaiter.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/executor.hpp>
@@ -52,7 +52,7 @@ class thread_pool {
   /// Starts the threads.
   /// Errors: std::invalid_argument if `threads` is 0, or more than a million or so; std::system_error if one cannot be
   /// started.
-  explicit thread_pool(std::size_t threads = std::max(1u, std::thread::hardware_concurrency()));
+  explicit thread_pool(std::size_t threads = std::max(1u, detail::thread::hardware_concurrency()));
   thread_pool(const thread_pool&) = delete;
   thread_pool& operator=(const thread_pool&) = delete;
   ~thread_pool();
@@ -141,12 +141,12 @@ class thread_pool {
   static inline thread_local constinit worker* this_worker_ = nullptr;
 
   std::vector<std::unique_ptr<worker>> workers_;  // complete before the gate opens
-  std::atomic<gate> gate_{gate::closed};          // written by the constructor, read by each thread at its start
+  detail::atomic<gate> gate_{gate::closed};          // written by the constructor, read by each thread at its start
   // Set by stop(), for good. A worker that reads it late pushes as if before the stop, and runs it itself.
-  std::atomic<bool> stopped_{false};
+  detail::atomic<bool> stopped_{false};
   // Set with the first timer, for good. Read before every resumption, as a hint: the clock is read only if it is set.
-  std::atomic<bool> timers_seen_{false};
-  std::mutex stopping_;  // held by stop() until it touches nothing any more
+  detail::atomic<bool> timers_seen_{false};
+  detail::mutex stopping_;  // held by stop() until it touches nothing any more
 
   detail::line_gap gap_;
   detail::sleeping_workers sleepers_;  // its counts are read on every push
@@ -169,7 +169,7 @@ inline thread_pool::thread_pool(std::size_t threads) {
         sleepers_.reserve(threads);
         for (std::size_t i = 0; i < threads; ++i) {
           worker& added = *workers_.emplace_back(std::make_unique<worker>(this, i));
-          added.thread = std::thread([this, &added] { work(added); });
+          added.thread = detail::thread([this, &added] { work(added); });
         }
         if (threads == 1) workers_[0]->ring.never_stolen_from();
         open(gate::open);

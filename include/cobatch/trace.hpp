@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
 #include <limits>
-#include <mutex>
 #include <ostream>
 #include <queue>
 #include <string>
@@ -17,8 +15,10 @@
 #include <vector>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/error.hpp>
@@ -58,7 +58,7 @@ class trace_recorder : public batch_observer {
  private:
   static constexpr std::size_t shard_count = 16;
   struct shard {
-    mutable std::mutex mutex;  // guards attempts
+    mutable detail::mutex mutex;  // guards attempts
     std::vector<attempt_event> attempts;
     detail::line_gap gap;
   };
@@ -72,9 +72,9 @@ class trace_recorder : public batch_observer {
 
   const std::string name_;
   const std::size_t max_attempts_;
-  std::atomic<std::size_t> seen_{0};  // counts; the attempts themselves pass through the mutexes
+  detail::atomic<std::size_t> seen_{0};  // counts; the attempts themselves pass through the mutexes
   std::array<shard, shard_count> shards_;
-  mutable std::mutex mutex_;  // guards batches_
+  mutable detail::mutex mutex_;  // guards batches_
   std::vector<batch_times> batches_;
 };
 

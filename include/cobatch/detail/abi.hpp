@@ -23,7 +23,18 @@
 #define COBATCH_EXCEPTIONS 0
 #endif
 
-#if COBATCH_EXCEPTIONS && COBATCH_USE_STD_EXPECTED
+// COBATCH_EXPLORE: for tests/explore alone. The header that has what threads share in a checked form, as `<...>`.
+#if defined(COBATCH_EXPLORE)
+#define COBATCH_SHARED cobatch_explore
+#else
+#define COBATCH_SHARED std
+#endif
+
+#if defined(COBATCH_EXPLORE) && COBATCH_USE_STD_EXPECTED
+#define COBATCH_ABI explored_std_expected
+#elif defined(COBATCH_EXPLORE)
+#define COBATCH_ABI explored_own_expected
+#elif COBATCH_EXCEPTIONS && COBATCH_USE_STD_EXPECTED
 #define COBATCH_ABI std_expected
 #elif COBATCH_EXCEPTIONS
 #define COBATCH_ABI own_expected

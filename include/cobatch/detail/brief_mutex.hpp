@@ -1,12 +1,14 @@
 #pragma once
 
-#include <mutex>
-
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
+#if defined(COBATCH_EXPLORE)
+using brief_mutex = mutex;  // to spin for it is of no interest
+#else
 /// For what is mostly locked for no more than a microsecond or so: lock() spins somewhat longer before the thread goes
 /// to sleep, from which it would come back only after many times that.
 class brief_mutex {
@@ -24,7 +26,8 @@ class brief_mutex {
  private:
   static constexpr int most_tries = 20;
 
-  std::mutex mutex_;
+  mutex mutex_;
 };
+#endif
 
 }  // namespace cobatch::detail

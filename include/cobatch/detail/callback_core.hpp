@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <coroutine>
 #include <cstdint>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/waiter.hpp>
@@ -90,7 +90,7 @@ class callback_core : public pooled_frame {
  private:
   static constexpr std::uint32_t claimed = 1, settled = 2, suspended = 4, left = 8, one_callback = 16;
 
-  std::atomic<std::uint32_t> word_{0};
+  atomic<std::uint32_t> word_{0};
   waiter waiter_;  // written before suspend(), read after it
 };
 

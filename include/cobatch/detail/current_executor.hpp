@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
@@ -49,7 +49,7 @@ inline thread_local constinit std::size_t this_thread_number_plus_one = 0;
 /// A small number, different for most threads that run at the same time: for choosing a place that others rarely
 /// choose.
 inline std::size_t this_thread_number() noexcept {
-  static constinit std::atomic<std::size_t> next{0};  // any value will do: orders nothing
+  static constinit atomic<std::size_t> next{0};  // any value will do: orders nothing
   if (this_thread_number_plus_one == 0) {
     this_thread_number_plus_one = next.fetch_add(1, std::memory_order_relaxed) + 1;
   }

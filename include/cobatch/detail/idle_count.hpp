@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
@@ -69,7 +69,7 @@ class idle_count {
             static_cast<std::uint32_t>(counts >> 32)};
   }
 
-  std::atomic<std::uint64_t> counts_{0};
+  atomic<std::uint64_t> counts_{0};
 };
 
 }  // namespace cobatch::detail

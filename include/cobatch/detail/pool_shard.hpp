@@ -2,16 +2,16 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
-#include <mutex>
 #include <span>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/handle_queue.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -159,9 +159,9 @@ class pool_shard {
 
   // All written under mutex_, read by everybody, busy workers as a hint, others before they sleep: see "Sleeping and
   // waking" in thread_pool.hpp.
-  std::atomic<nanoseconds> deadline_{timer_queue::never};  // the earliest
-  std::atomic<bool> has_queued_{false};
-  std::atomic<bool> asleep_{false};
+  atomic<nanoseconds> deadline_{timer_queue::never};  // the earliest
+  atomic<bool> has_queued_{false};
+  atomic<bool> asleep_{false};
 
   line_gap gap_;
   brief_mutex mutex_;  // guards what follows

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <thread>
 
 #include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
@@ -14,6 +13,7 @@
 #include <cobatch/detail/polling_pace.hpp>
 #include <cobatch/detail/pool_shard.hpp>
 #include <cobatch/detail/sleeping_workers.hpp>
+#include <cobatch/detail/thread.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 #include <cobatch/detail/work_ring.hpp>
 
@@ -49,7 +49,7 @@ struct alignas(cache_line) pool_worker {
   const std::size_t index;
   nanoseconds spin_until = 0;  // the deadline for which it woke up a little early
   unsigned naps = 0;           // on watch, since it last found something
-  std::thread thread;
+  detail::thread thread;
 
   line_gap gap_before_shard;
   pool_shard shard;

@@ -6,8 +6,11 @@
 
 #if defined(__linux__)
 #include <sys/prctl.h>
+#endif
 
 #include <cobatch/detail/abi.hpp>
+#if defined(COBATCH_EXPLORE)
+#include COBATCH_EXPLORE
 #endif
 
 /// Waiting for a deadline on the steady clock without being late: sleep until a little before, spin through the rest.
@@ -16,8 +19,12 @@ namespace cobatch::inline COBATCH_ABI::detail {
 
 /// The steady clock in nanoseconds since its epoch.
 inline std::int64_t steady_now() noexcept {
+#if defined(COBATCH_EXPLORE)
+  return COBATCH_SHARED::steady_now();
+#else
   using namespace std::chrono;
   return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+#endif
 }
 
 /// The other way round.

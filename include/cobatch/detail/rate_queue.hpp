@@ -1,15 +1,15 @@
 #pragma once
 
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/detail/token_bucket.hpp>
@@ -138,11 +138,11 @@ class rate_queue {
   inline bool sleep(turn& next) noexcept;
   inline turn wake(rate_waiter& woken, waiter_list& ready) noexcept;
 
-  std::mutex mutex_;                      // guards all down to timer_stop_
+  mutex mutex_;                      // guards all down to timer_stop_
   token_bucket bucket_;                   // its burst never changes: no lock
   waiter_list queue_;                     // and the outcome of all that are in it, or on their way there
-  std::atomic<std::size_t> waiting_ = 0;  // written under mutex_; anyone may read it, and it publishes nothing
-  std::atomic<double> rate_;              // likewise
+  atomic<std::size_t> waiting_ = 0;  // written under mutex_; anyone may read it, and it publishes nothing
+  atomic<double> rate_;              // likewise
   bool driven_ = false;                   // there is a driver
   rate_waiter* timed_ = nullptr;          // in queue_; written by the driver, which may read it without the lock
   std::stop_source timer_stop_;           // likewise; stops the timer of timed_

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -18,8 +16,10 @@
 #endif
 
 #include <cobatch/detail/as_size.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 
 /// Where outcomes are written while a batch runs: slots that never move.
 
@@ -126,7 +126,7 @@ class counted_results {
   std::vector<Result> slots_;  // guarded by mutex_
   Result* first_;              // of the memory that was reserved: it does not move
   // How many slots there are. Written under mutex_ (release); read by who claims samples (acquire).
-  std::atomic<std::size_t> made_{0};
+  atomic<std::size_t> made_{0};
   brief_mutex mutex_;
 };
 

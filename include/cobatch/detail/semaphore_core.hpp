@@ -1,13 +1,13 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/waiter.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -190,15 +190,15 @@ class semaphore_core {
 
   // On a line of its own: who polls waiting() is not disturbed by who takes and gives.
   line_gap gap_before_;
-  std::atomic<permit_count> word_;
+  atomic<permit_count> word_;
   line_gap gap_behind_;
   // The atomics from here on are written under mutex_; anyone may read them, and they publish nothing.
-  std::atomic<std::size_t> waiting_ = 0;
-  std::atomic<std::size_t> limit_;
-  std::atomic<permit_count> closed_free_ = 0;
+  atomic<std::size_t> waiting_ = 0;
+  atomic<std::size_t> limit_;
+  atomic<permit_count> closed_free_ = 0;
   // Guards all members below and above, but for word_ while it is open, and the outcome of every waiter that
   // is in the queue or on its way there.
-  std::mutex mutex_;
+  mutex mutex_;
   permit_count heaviest_ = 0;  // nobody in the queue weighs more
   waiter_list queue_;
 };

@@ -2,18 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <limits>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/cache_line.hpp>
+#include <cobatch/detail/condition_variable.hpp>
 #include <cobatch/detail/idle_count.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/punctual_wait.hpp>
 #include <cobatch/detail/timer_queue.hpp>
 
@@ -42,8 +42,8 @@ class sleeping_workers {
 
     std::size_t place_ = nobody;  // in the list, and guarded by its mutex
 
-    std::mutex mutex_;  // guards what follows
-    std::condition_variable rung_;
+    mutex mutex_;  // guards what follows
+    condition_variable rung_;
     bool woken_ = false;  // by name: it is no longer in the list, and already counted as searching
     bool told_ = false;   // to get up and look
     std::size_t caller_ = nobody;
@@ -96,7 +96,7 @@ class sleeping_workers {
   static void ring(sleeper& one, std::size_t caller = nobody) noexcept;
 
   // Written under mutex_, read by whoever publishes a deadline.
-  std::atomic<nanoseconds> keeper_wakes_at_{timer_queue::never};
+  atomic<nanoseconds> keeper_wakes_at_{timer_queue::never};
 
   line_gap gap_;
   brief_mutex mutex_;  // guards what follows

@@ -1,9 +1,9 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/spin_pause.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -40,7 +40,7 @@ class turn_taking {
  private:
   static constexpr std::uint8_t open = 0, taken = 1, wanted = 2;
 
-  std::atomic<std::uint8_t> state_{open};
+  atomic<std::uint8_t> state_{open};
 };
 
 }  // namespace cobatch::detail

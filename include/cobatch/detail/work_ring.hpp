@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -156,11 +156,11 @@ class work_ring {
  private:
   struct slots {
     explicit slots(std::uint32_t capacity)
-        : mask(capacity - 1), places(std::make_unique<std::atomic<void*>[]>(capacity)) {}
+        : mask(capacity - 1), places(std::make_unique<atomic<void*>[]>(capacity)) {}
 
     const std::uint32_t mask;
     // Written by the owner, read by whoever may then fail to claim; published by tail_, given back by head_.
-    const std::unique_ptr<std::atomic<void*>[]> places;
+    const std::unique_ptr<atomic<void*>[]> places;
     std::unique_ptr<slots> smaller;  // the ring before this one
   };
 
@@ -235,17 +235,17 @@ class work_ring {
   }
 
   // Counts what was taken, at either end. Written by owner and thieves.
-  alignas(64) std::atomic<std::uint64_t> head_{0};
+  alignas(64) atomic<std::uint64_t> head_{0};
   // The position behind the newest. Written by the owner, seq_cst: it publishes the slots, and a worker about to sleep
   // sees it.
-  alignas(64) std::atomic<std::uint32_t> tail_{0};
+  alignas(64) atomic<std::uint32_t> tail_{0};
   // The owner's: of the current ring.
-  std::atomic<void*>* own_slots_ = nullptr;
+  atomic<void*>* own_slots_ = nullptr;
   std::uint32_t own_mask_ = 0;
   bool solo_ = false;
   std::unique_ptr<slots> rings_;  // the current one, and behind it all that were before
   // Written by the owner, read by thieves: publishes what the ring was made of.
-  alignas(64) std::atomic<const slots*> current_{nullptr};
+  alignas(64) atomic<const slots*> current_{nullptr};
 };
 
 }  // namespace cobatch::detail

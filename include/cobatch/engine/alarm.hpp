@@ -1,11 +1,11 @@
 #pragma once
 
-#include <atomic>
-#include <mutex>
 #include <stop_token>
 #include <utility>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/engine/types.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -68,12 +68,12 @@ class batch_alarm {
   const std::stop_token& sleep_token() const noexcept { return sleep_token_; }
 
  private:
-  std::mutex mutex_;  // guards wake_, over_ and gone_
+  mutex mutex_;  // guards wake_, over_ and gone_
   std::stop_source wake_{std::nostopstate};
   bool over_ = false, gone_ = true;
-  std::atomic<int> ends_left_{1};
+  atomic<int> ends_left_{1};
   // It sleeps until it is woken. Sequentially consistent, like what it looks at: see go_dormant().
-  std::atomic<bool> dormant_{false};
+  atomic<bool> dormant_{false};
   std::stop_token sleep_token_;  // the timekeeper's own
 };
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -16,6 +15,7 @@
 
 #include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/results.hpp>
@@ -279,9 +279,9 @@ class batch_engine : public batch_crew<Types> {
 
   // Each set once, by whoever halts the batch; the first is read before each sample. They order nothing but themselves.
   // `why_`: no sample starts any more. `asked_`: and what is in flight was asked to stop; never `input` or `executor`.
-  std::atomic<halt> why_{halt::none}, asked_{halt::none};
+  atomic<halt> why_{halt::none}, asked_{halt::none};
   // Counts, ordering nothing.
-  std::atomic<std::size_t> failures_{0}, samples_started_{0}, retries_made_{0};
+  atomic<std::size_t> failures_{0}, samples_started_{0}, retries_made_{0};
 
   shelves shelves_;
   input_reader<batch_engine, source> reader_;
@@ -298,9 +298,9 @@ class batch_engine : public batch_crew<Types> {
   time deadline_ = no_timeout;
   bool abandoned_ = false;
   bool looked_in_vain_ = false;              // the timekeeper's: it found nothing to wait for when it last looked
-  std::atomic<bool> cheap_{false};           // a hint for the consumer of a stream; written by who looks at the clock
-  std::atomic<bool> owes_worker_{false};     // a hint: somebody asked to read while samples were cheap
-  std::atomic<bool> input_counted_{false};   // a stream whose input has not ended is a holder
+  atomic<bool> cheap_{false};           // a hint for the consumer of a stream; written by who looks at the clock
+  atomic<bool> owes_worker_{false};     // a hint: somebody asked to read while samples were cheap
+  atomic<bool> input_counted_{false};   // a stream whose input has not ended is a holder
   std::stop_source attempts_stop_{std::nostopstate}, reading_stop_{std::nostopstate};
   std::stop_token attempts_token_;
 

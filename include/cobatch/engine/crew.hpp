@@ -2,18 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <utility>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/brief_mutex.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/engine/head_count.hpp>
 #include <cobatch/engine/lane.hpp>
@@ -330,9 +330,9 @@ class batch_crew {
   std::size_t most_workers_ = 1;
   worker* first_ = nullptr;
   // A worker has gone for lack of samples: whoever has many may give it half. A hint, read before each sample.
-  std::atomic<bool> hungry_{false};
-  std::atomic<lane*> lanes_{nullptr};       // pushed to only
-  std::atomic<std::size_t> rests_{0};       // resting workers that have samples; written under mutex_, see head_count
+  atomic<bool> hungry_{false};
+  atomic<lane*> lanes_{nullptr};       // pushed to only
+  atomic<std::size_t> rests_{0};       // resting workers that have samples; written under mutex_, see head_count
   brief_mutex mutex_;                       // guards what follows, and the portions of those that rest
   lane* spare_lanes_ = nullptr;
   worker* resting_ = nullptr;

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/as_size.hpp>
+#include <cobatch/detail/atomic.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
 
@@ -78,7 +78,7 @@ class head_count {
   }
 
   const std::size_t cap_;
-  std::atomic<std::uint64_t> word_{one_holder};  // written by who comes and goes, not per sample
+  atomic<std::uint64_t> word_{one_holder};  // written by who comes and goes, not per sample
 };
 
 }  // namespace cobatch::detail

@@ -1,18 +1,18 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <stop_token>
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/histogram.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/engine/lane.hpp>
 #include <cobatch/engine/types.hpp>
 
@@ -161,8 +161,8 @@ class attempt_watch {
 
   const batch_options& options_;
   const bool hedges_;
-  std::atomic<bool> wanted_{false};
-  std::mutex mutex_;     // guards what follows, and all pairs
+  atomic<bool> wanted_{false};
+  mutex mutex_;     // guards what follows, and all pairs
   histogram latencies_;  // of attempts, for hedge_policy::quantile
   std::size_t made_ = 0;
 };

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
@@ -136,7 +136,7 @@ class indexed_source {
   std::ranges::iterator_t<View> begin_;
   std::size_t size_;
   line_gap gap_;                      // what comes before is only read
-  std::atomic<std::size_t> next_{0};  // written by who claims, which is once in 50 microseconds or so
+  atomic<std::size_t> next_{0};  // written by who claims, which is once in 50 microseconds or so
 };
 
 /// Samples that can only be read one after another, by whichever worker comes first: single-pass, lazy, of unknown
@@ -254,7 +254,7 @@ class pulled_source {
   std::optional<iterator> position_;  // of who has the turn, like count_
   std::size_t count_ = 0;
   turn_taking turn_;
-  std::atomic<bool> exhausted_{false};  // written by a reader; whoever sees it true need not read any more
+  atomic<bool> exhausted_{false};  // written by a reader; whoever sees it true need not read any more
 };
 
 /// Samples that come one after another from `co_await source.next()`, which gives an optional: empty at the end.
@@ -315,7 +315,7 @@ class awaited_source {
   Source source_;  // an lvalue is referred to
   std::size_t count_ = 0;  // of who has the turn
   turn_taking turn_;
-  std::atomic<bool> exhausted_{false};  // as in pulled_source
+  atomic<bool> exhausted_{false};  // as in pulled_source
 };
 
 }  // namespace cobatch::detail

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -11,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
@@ -250,7 +250,7 @@ class batch_lane : public relayed<batch_lane<Types>> {
   //     looked_at ──> idle      the lane, when the attempt ends; it then waits for that lock
   static constexpr std::int64_t idle = INT64_MIN, looked_at = INT64_MIN + 1;
   static constexpr std::int64_t stopped = 1, doubled = 2;
-  std::atomic<std::int64_t> since{idle};
+  atomic<std::int64_t> since{idle};
 
  private:
   std::coroutine_handle<> way_;

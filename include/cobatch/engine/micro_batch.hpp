@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <stop_token>
 #include <utility>
 #include <vector>
@@ -18,6 +17,7 @@
 #include <cobatch/detail/cache_line.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/start_mark.hpp>
 #include <cobatch/detail/waiter.hpp>
 #include <cobatch/engine/micro_batch_inbox.hpp>

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <utility>
 
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/engine/micro_batch_queue.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -85,7 +85,7 @@ class micro_batch_inbox {
     return oldest;
   }
 
-  std::atomic<word> word_{idle};
+  atomic<word> word_{idle};
 };
 
 }  // namespace cobatch::detail

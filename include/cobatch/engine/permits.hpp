@@ -1,16 +1,16 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <stop_token>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/engine/types.hpp>
 #include <cobatch/semaphore.hpp>
 
@@ -67,10 +67,10 @@ class one_wait {
   }
 
  private:
-  std::mutex mutex_;  // guards all of it; the atomics are written under it and may be read at any time
+  mutex mutex_;  // guards all of it; the atomics are written under it and may be read at any time
   std::stop_source source_{std::nostopstate};
-  std::atomic<std::int64_t> deadline_{no_timeout.count()};
-  std::atomic<bool> waits_{false};
+  atomic<std::int64_t> deadline_{no_timeout.count()};
+  atomic<bool> waits_{false};
   bool expired_ = false;
   bool has_sample_ = false;
 };

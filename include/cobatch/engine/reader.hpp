@@ -1,12 +1,12 @@
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <exception>
 #include <utility>
 
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/start_mark.hpp>
@@ -171,7 +171,7 @@ class input_reader<Engine, Source> {
   std::chrono::nanoseconds began_{};
   bool waits_ = false;
   bool comes_home_ = false;
-  std::atomic<item_type*> came_{nullptr};  // put down, see head_count; written in turn, taken by anybody
+  atomic<item_type*> came_{nullptr};  // put down, see head_count; written in turn, taken by anybody
 };
 
 }  // namespace cobatch::detail

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +10,7 @@
 #include <cobatch/adaptive_limit.hpp>
 #include <cobatch/batch_options.hpp>
 #include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/engine/head_count.hpp>
 #include <cobatch/engine/lane.hpp>
 #include <cobatch/engine/types.hpp>
@@ -163,9 +163,9 @@ class batch_report {
   std::uint64_t number_ = 0;
   time began_{};
   // Counts, ordering nothing.
-  std::atomic<std::uint64_t> hook_failures_{0};
-  std::atomic<std::size_t> finished_{0};
-  std::atomic<std::size_t> in_flight_{0};  // only where there are gates
+  atomic<std::uint64_t> hook_failures_{0};
+  atomic<std::size_t> finished_{0};
+  atomic<std::size_t> in_flight_{0};  // only where there are gates
   std::size_t known_ = unlimited;          // how many samples there are
 };
 

@@ -1,17 +1,17 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/random.hpp>
 #include <cobatch/engine/types.hpp>
 #include <cobatch/error.hpp>
@@ -171,12 +171,12 @@ class retry_queue {
     }
   }
 
-  mutable std::mutex mutex_;      // guards all but the count, which is written under it
+  mutable mutex mutex_;      // guards all but the count, which is written under it
   std::vector<entry> sleeping_;   // a heap, the next to wake in front
   std::vector<Sample> ready_;     // from first_ready_ on
   std::size_t first_ready_ = 0;
   std::uint64_t pushed_ = 0;
-  std::atomic<std::size_t> ready_count_{0};  // work that was put down, see head_count
+  atomic<std::size_t> ready_count_{0};  // work that was put down, see head_count
 };
 
 }  // namespace cobatch::detail

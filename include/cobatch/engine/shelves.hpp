@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +8,7 @@
 
 #include <cobatch/detail/abi.hpp>
 #include <cobatch/detail/as_size.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/cache_line.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -126,7 +126,7 @@ class shelves {
   static constexpr std::uint64_t one_later = (std::uint64_t{1} << count_bits) - 1;  // begin + 1, count - 1
 
   struct alignas(cache_line) shelf {
-    std::atomic<std::uint64_t> word{empty};  // begin above, count below
+    atomic<std::uint64_t> word{empty};  // begin above, count below
     // Of who fills it.
     std::chrono::nanoseconds filled{};
     std::size_t share = 1;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include <cobatch/batch_options.hpp>
+#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/engine/batch.hpp>
@@ -74,12 +74,12 @@ class stream_wait {
 ///
 ///     fed ──> starved   who has the turn to read, and found none; it then looks once more
 ///     starved ──> told  the consumer's side, after it has returned boxes; it then wakes a worker
-///     told ──> starved  a worker that rests, before its last look for returned boxes
+///     told ──> starved  a worker that rests; it then looks for boxes
 ///     any ──> fed       who has the turn to read, and found one
 ///
 /// All of it is seq_cst, so that one of the two sees the other. The consumer may find all workers running: each looks
-/// once more when it rests. What is returned before that look is seen by it; whoever returns something later finds
-/// `starved`, and a worker at rest.
+/// before it rests whether boxes lie there for a reader that is not fed. It may also tell of boxes that were taken
+/// meanwhile; so a worker that finds none sees to it that it is told of the next one.
 template <class Types>
 class stream_state {
   struct box;
@@ -260,9 +260,11 @@ class stream_state {
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
   bool room_came() noexcept {
-    supply seen = supply::told;
-    reading_.compare_exchange_strong(seen, supply::starved);
-    return reading_.load() != supply::fed && returned_.load() != nullptr;
+    supply seen = reading_.load();
+    if (seen == supply::fed) return false;
+    // Who was told may have found nothing: from here on the next box that comes back is told of again.
+    if (seen == supply::told) reading_.compare_exchange_strong(seen, supply::starved);
+    return returned_.load() != nullptr;
   }
 
   template <class Sample>
@@ -466,9 +468,9 @@ class stream_state {
   const std::size_t held_back_;  // so many boxes the consumer may keep, to give them back together
   alignas(box) static inline char waiting_mark_ = 0;
 
-  std::atomic<box*> finished_{nullptr};
-  std::atomic<box*> returned_{nullptr};
-  std::atomic<supply> reading_{supply::fed};
+  atomic<box*> finished_{nullptr};
+  atomic<box*> returned_{nullptr};
+  atomic<supply> reading_{supply::fed};
 
   // The consumer's side.
   std::coroutine_handle<> consumer_;

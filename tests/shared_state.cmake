@@ -1,0 +1,31 @@
+# Checks that what threads share goes through detail/{atomic,mutex,condition_variable,thread}.hpp, and so can be explored:
+# cmake -D INCLUDE_DIR=include -P shared_state.cmake
+cmake_minimum_required(VERSION 3.23)
+
+set(aliases atomic mutex condition_variable thread)
+set(types "atomic[a-z_]*|mutex|(shared|recursive|timed|shared_timed|recursive_timed)_mutex|condition_variable(_any)?")
+string(APPEND types "|j?thread|this_thread|call_once|once_flag|(counting|binary)_semaphore|latch|barrier|future|promise|async")
+set(headers_of_it "atomic|mutex|shared_mutex|condition_variable|thread|semaphore|latch|barrier|future")
+
+file(GLOB_RECURSE headers RELATIVE ${INCLUDE_DIR}/cobatch ${INCLUDE_DIR}/cobatch/*.hpp)
+if(NOT headers)
+  message(FATAL_ERROR "no headers under ${INCLUDE_DIR}/cobatch")
+endif()
+set(problems "")
+foreach(header IN LISTS headers)
+  string(REGEX REPLACE "^detail/([a-z_]+)\\.hpp$" "\\1" name "${header}")
+  if(name IN_LIST aliases)
+    continue()
+  endif()
+  file(STRINGS ${INCLUDE_DIR}/cobatch/${header} lines
+    REGEX "std::(${types})[^a-z_]|#[ \t]*include[ \t]*<(${headers_of_it})>|__atomic_|__sync_|asm volatile|pthread_")
+  foreach(line IN LISTS lines)
+    if(line MATCHES "^[ \t]*//" OR header STREQUAL "detail/spin_pause.hpp")
+      continue()
+    endif()
+    string(APPEND problems "  ${header}: ${line}\n")
+  endforeach()
+endforeach()
+if(problems)
+  message(FATAL_ERROR "these go past the alias headers, where no exploration sees them:\n${problems}")
+endif()
