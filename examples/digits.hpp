@@ -35,7 +35,7 @@ struct image {
 ///
 /// To be the E of an expected<T, E> that predict returns, it must be constructible from cobatch::error: the batch makes
 /// one for a sample that it stopped or never started. (A class with constructors: as an aggregate with a string inside
-/// it would meet a bug of GCC 12, see the README.)
+/// it would meet a bug of GCC 12, see guides/gcc12.md.)
 class failure {
  public:
   explicit failure(std::string message) : message_(std::move(message)) {}
