@@ -27,7 +27,7 @@
 // Every way to write a batch_predict inside a coroutine. GCC 12 copies temporaries of some types bit by bit inside a
 // co_await expression and destroys them twice; what is written here must be right on it, under AddressSanitizer too.
 // (What is not: a temporary predict with captures that are not trivial. It gives a warning; see batch_predict.hpp.
-// The README lists more, under "GCC 12", with what to write instead.)
+// The GCC 12 guide lists more, under "GCC 12", with what to write instead.)
 
 using cobatch::async_semaphore;
 using cobatch::batch_options;
