@@ -351,6 +351,8 @@ void batch_crew<Types>::run(lane* current, worker* self, worker* launched) {
   if (self) {
     here.pace = self->pace;
     here.pace.begin_anew();
+  } else {
+    here.pace.begin_resumed();
   }
   for (;;) {
     step said = step::finished;
