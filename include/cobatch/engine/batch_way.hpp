@@ -6,7 +6,7 @@
 #include <exception>
 #include <utility>
 
-#include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/config.hpp>
 #include <cobatch/engine/batch_engine.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {

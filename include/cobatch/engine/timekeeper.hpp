@@ -5,7 +5,7 @@
 #include <stop_token>
 #include <utility>
 
-#include <cobatch/detail/abi.hpp>
+#include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
