@@ -71,7 +71,7 @@ struct predict_traits {
   using value = std::remove_cvref_t<typename decltype(awaited_result<raw>())::type>;
   static_assert(!looks_awaitable<value> && !looks_awaitable<value_in<value>>,
                 "cobatch: predict returns something that only looks awaitable: a plain coroutine cannot co_await it, so "
-                "its outcome would be a success before it has come. Of a std::future return .get(); a callback API goes "
+                "its outcome would be a success before it has come. Of a future return .get(); a callback API goes "
                 "through cobatch::from_callback(); another library's coroutine must be started, and tell how it ended, "
                 "through that as well");
 };
