@@ -53,8 +53,8 @@ class stop_ref {
 /// "No budget", for retry_policy::budget.
 inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity();
 
-/// Which failures are worth another attempt: made implicitly from a function, or a lambda without captures, that returns
-/// bool and takes `const error&`, or what predict's own error type is, `const E2&`.
+/// Which failures are worth another attempt: made implicitly from a function, or a lambda without captures, that
+/// returns bool and takes `const error&`, or what predict's own error type is, `const E2&`.
 ///
 /// Errors: a batch whose error type it does not take is refused with std::invalid_argument.
 class retry_condition {
@@ -65,7 +65,8 @@ class retry_condition {
   template <class Error>
   constexpr retry_condition(bool (*function)(Error)) noexcept {
     using asked = std::remove_cvref_t<Error>;
-    static_assert(std::is_convertible_v<const asked&, Error>, "cobatch: retry_if must take its error by const&, or by value");
+    static_assert(std::is_convertible_v<const asked&, Error>,
+                  "cobatch: retry_if must take its error by const&, or by value");
     if (!function) return;
     function_ = reinterpret_cast<erased>(function);
     call_ = [](erased erased_function, const void* why) {
@@ -122,8 +123,8 @@ class retry_condition {
 /// Before attempt k + 1 it sleeps for a time uniform in [0, b] with b = min(max_backoff, initial_backoff *
 /// multiplier^(k-1)) ("full jitter", Brooker, "Exponential Backoff And Jitter", 2015), for b itself without jitter.
 /// While it sleeps it holds no permit; then it goes before the samples that have not started. One that could not start
-/// before the batch's deadline, or ever, is not waited for. A stream's item that comes as an error from another stream is not tried
-/// again. An error may carry its own delay: an exception of type retry_later, or
+/// before the batch's deadline, or ever, is not waited for. A stream's item that comes as an error from another stream
+/// is not tried again. An error may carry its own delay: an exception of type retry_later, or
 /// a member `std::chrono::nanoseconds retry_after() const` of the user's error type. With jitter the backoff is added on
 /// top of it; without, the longer of the two counts.
 struct retry_policy {

@@ -53,10 +53,10 @@ struct many_traits;
 /// each batch has samples of one key, in their order, the smallest key first; those are copied for the call.
 ///
 /// To batch_predict() one batch is one sample: all its options mean batches. max_concurrency, the semaphore, the rate
-/// and max_failures count batches; from weighted() a batch weighs what its samples do together; a timeout is that of a batch, and so is a retry. What a batch that comes to no
-/// result has is then the outcome of each of its samples. With isolate_failures a batch that throws is halved until
-/// each poisonous sample has its own exception and the others their values; such a batch counts as a success: it is not
-/// tried again.
+/// and max_failures count batches; from weighted() a batch weighs what its samples do together; a timeout is that of a
+/// batch, and so is a retry. What a batch that comes to no result has is then the outcome of each of its samples. With
+/// isolate_failures a batch that throws is halved until each poisonous sample has its own exception and the others their
+/// values; such a batch counts as a success: it is not tried again.
 ///
 /// Resumes, Stops, Lifetime: as batch_predict(). Nothing is done before it is awaited.
 /// Errors: as batch_predict(), from the await; `batch_size_mismatch` for all of a batch with a wrong number of results.
@@ -87,8 +87,8 @@ struct many_traits {
                 "cobatch: predict_many must be callable as predict_many(std::span<const Sample>) or "
                 "predict_many(std::span<const Sample>, std::stop_token)");
 
-  static constexpr bool has_key = groups_samples<PredictMany> && requires(PredictMany& many, const sample& each) { many.key(each); };
-  static constexpr bool has_cost = tells_of_samples<PredictMany> && requires(PredictMany& many, const sample& each) { many.cost(each); };
+  static constexpr bool has_key = groups_samples<PredictMany>;
+  static constexpr bool has_cost = weighs_samples<PredictMany>;
 
   static decltype(auto) call(PredictMany& predict_many, samples batch, [[maybe_unused]] const std::stop_token& stop) {
     if constexpr (takes_token) {
@@ -130,8 +130,8 @@ struct many_traits {
       "cobatch: the error type of predict_many's results must be constructible from cobatch::error: that is what "
       "a sample has whose batch failed or did not start");
   static_assert(!looks_awaitable<value_in<outcome>>,
-                "cobatch: the results of predict_many only look awaitable: their outcomes would be successes before they "
-                "have come");
+                "cobatch: the results of predict_many only look awaitable: their outcomes would be successes before "
+                "they have come");
 };
 
 /// The outcomes of one batch while it is cut into ranges.

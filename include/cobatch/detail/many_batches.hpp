@@ -48,8 +48,8 @@ class keyed_batches {
   using samples = std::span<const Sample>;
   using batch = std::span<const std::size_t>;
   static_assert(std::copy_constructible<Sample>,
-                "cobatch: bucketed() gathers the samples of a batch, so they must be copyable: hand out pointers to them, "
-                "or indices");
+                "cobatch: bucketed() gathers the samples of a batch, so they must be copyable: hand out pointers to "
+                "them, or indices");
 
   static_assert(!std::same_as<Sample, bool>, "cobatch: no span can refer to bools that were gathered: use char");
 

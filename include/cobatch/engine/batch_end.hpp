@@ -33,7 +33,7 @@ batch_engine<Types>::batch_engine(executor_type& ex, source& samples, Predict& p
       share_(options_, source::indexed ? samples.size_hint() : std::nullopt),
       backoff_(options_.retry),
       watch_(options_),
-      report_(ex, options_, head),
+      report_(ex, options_, head, needs_.gates),
       user_stop_(std::move(stop)) {
   if (names::weighs && options.max_weight != unlimited) weights_.emplace(options.max_weight);
 }

@@ -63,8 +63,8 @@ class micro_batch_engine final : public micro_batch_model<Sample, T> {
   static_assert(std::is_invocable_v<PredictMany&, samples>,
                 "cobatch: micro_batcher: predict_many must be callable as predict_many(std::span<const Sample>)");
   static constexpr bool is_awaitable = awaitable<std::invoke_result_t<PredictMany&, samples>>;
-  static constexpr bool has_key = groups_samples<PredictMany> && requires(PredictMany& many, const Sample& sample) { many.key(sample); };
-  static constexpr bool has_cost = tells_of_samples<PredictMany> && requires(PredictMany& many, const Sample& sample) { many.cost(sample); };
+  static constexpr bool has_key = groups_samples<PredictMany>;
+  static constexpr bool has_cost = weighs_samples<PredictMany>;
   using waiter_type = sample_waiter<Sample, T>;
 
   struct slot final : micro_batch_slot {

@@ -29,8 +29,8 @@ class batch_report {
   using time = std::chrono::nanoseconds;
 
  public:
-  batch_report(typename names::executor& ex, const batch_options& options, const head_count& crew) noexcept
-      : ex_(ex), options_(options), crew_(crew), gated_(batch_needs<Types>(options, false, false).gates) {}
+  batch_report(typename names::executor& ex, const batch_options& options, const head_count& crew, bool gated) noexcept
+      : ex_(ex), options_(options), crew_(crew), gated_(gated) {}
 
   void started(std::optional<std::size_t> samples, std::size_t window) {
     number_ = next_batch_number();

@@ -57,11 +57,13 @@ struct slot_of<expected<T, E>> {
   using type = expected<T, E>;
 };
 
-/// Whether predict comes from weighted().
+/// Whether predict comes from weighted(), perhaps inside bucketed(). A user's own member cost() means nothing.
 template <class Predict>
 inline constexpr bool weighs_samples = false;
 template <class Predict, class Cost>
 inline constexpr bool weighs_samples<weighted_predict<Predict, Cost>> = true;
+template <class PredictMany, class Key>
+inline constexpr bool weighs_samples<bucketed_predict<PredictMany, Key>> = weighs_samples<PredictMany>;
 
 /// Whether predict comes from bucketed(), perhaps inside weighted().
 template <class Predict>
@@ -70,10 +72,6 @@ template <class PredictMany, class Key>
 inline constexpr bool groups_samples<bucketed_predict<PredictMany, Key>> = true;
 template <class Predict, class Cost>
 inline constexpr bool groups_samples<weighted_predict<Predict, Cost>> = groups_samples<Predict>;
-
-/// Whether predict is one of ours that says more of its samples: a user's own member key() or cost() means nothing.
-template <class Predict>
-inline constexpr bool tells_of_samples = groups_samples<Predict> || weighs_samples<Predict>;
 
 /// Whether samples are outcomes of another stream.
 template <class Sample>
