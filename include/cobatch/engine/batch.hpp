@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cobatch/engine/batch_attempt.hpp>
+#include <cobatch/engine/batch_call.hpp>
 #include <cobatch/engine/batch_end.hpp>
 #include <cobatch/engine/batch_engine.hpp>
 #include <cobatch/engine/batch_way.hpp>

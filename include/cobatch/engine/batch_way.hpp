@@ -215,63 +215,6 @@ auto batch_engine<Types>::drive(loop& here, lane& self, worker* driver) -> step 
   return said;
 }
 
-/// Where nothing happens to a sample but its predict. This is the loop that decides what a sample costs; it touches
-/// nothing that is shared, and little else.
-template <class Types>
-template <class Predict>
-[[gnu::hot]] auto batch_engine<Types>::drive_plainly(loop& here, lane& self, worker* driver) -> step {
-  const auto goes_on = [&] {
-    return !halted() && !(this->is_hungry() && here.pace.sharing_due()) && !here.late && !needs_turn(self);
-  };
-  if (self.at == stage::attempt) {
-    self.at = stage::idle;
-    collect_with<Predict, true>(self);
-    self.waited = true;
-    finished_plainly(here, self, driver);
-    if (here.pace.tick()) {
-      look(here);
-      return step::finished;
-    }
-    if (!goes_on()) return step::finished;
-  } else if (halted()) {
-    return step::none;
-  }
-  self.waited = false;
-  self.mark = &here.mark;
-  do {
-    if constexpr (source::indexed) {
-      if (driver && !driver->portion.empty()) [[likely]] {
-        self.sample.index = driver->portion.begin++;
-        self.sample.slot = self.target = sink_.made_slot(self.sample.index);
-      } else if (const step found = next_sample(here, self, driver); found != step::finished) {
-        return found;
-      }
-    } else {
-      if (const step found = next_sample(here, self, driver); found != step::finished) return found;
-    }
-    self.sample.attempts = 1;
-    here.mark.reopen(&self);
-    self.at = stage::attempt;
-    const begun state = begin_with<Predict, true>(self, here.mark);
-    if (state == begun::suspended && !here.mark.finished()) return step::lost;  // self may be gone
-    self.at = stage::idle;
-    if (state != begun::settled) collect_with<Predict, true>(self);
-    finished_plainly(here, self, driver);
-    if (here.pace.tick()) {
-      look(here);
-      break;
-    }
-  } while (goes_on());
-  return step::finished;
-}
-
-template <class Types>
-[[gnu::always_inline]] inline void batch_engine<Types>::finished_plainly(loop& here, lane& self, worker* driver) {
-  settled(driver ? here.done : self.done, self.sample);
-  self.sample.item = nullptr;
-  if (needs_.gates && share_.is_over(self, self.waited, wait_.under_way(), ex_)) hand_over_permit(self);
-}
-
 COBATCH_COROUTINES_BEGIN
 /// The whole way of one sample after another, from top to bottom.
 template <class Types>

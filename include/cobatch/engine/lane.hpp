@@ -11,7 +11,6 @@
 #include <utility>
 
 #include <cobatch/detail/atomic.hpp>
-#include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/start_mark.hpp>

@@ -17,6 +17,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/results.hpp>
 #include <cobatch/engine/batch.hpp>
+#include <cobatch/engine/stream_wait.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/executor.hpp>
 #include <cobatch/expected.hpp>
@@ -26,35 +27,6 @@
 /// What is behind a stream: a batch engine, and how its outcomes reach the consumer.
 
 namespace cobatch::inline COBATCH_ABI::detail {
-
-template <class State>
-class stream_close;
-
-/// A consumer that awaits something of a stream. Where its coroutine is destroyed meanwhile, the stream forgets it.
-template <class State>
-class stream_wait {
- public:
-  explicit stream_wait(State& of) noexcept : state(&of) {}
-  stream_wait(const stream_wait&) = delete;
-  stream_wait& operator=(const stream_wait&) = delete;
-  ~stream_wait() {
-    if (waits_ && state) state->forget_consumer();
-  }
-
-  State* state;  // null once the stream is gone
-
- protected:
-  bool wait(std::coroutine_handle<> consumer) noexcept {
-    waits_ = true;
-    if (state->wait(consumer, *this)) return true;  // *this may be gone
-    waits_ = false;
-    return false;
-  }
-  void goes_on() noexcept { waits_ = false; }
-
- private:
-  bool waits_ = false;
-};
 
 /// Outcomes on their way from many lanes to one consumer, in boxes that go round: at most `window` of them.
 ///
@@ -510,27 +482,6 @@ class stream_of final : predict_holder<Predict>, public stream_state<Types> {
             const stream_options& how, std::size_t window)
       : predict_holder<Predict>{std::move(predict)},
         stream_state<Types>(ex, std::forward<Source>(samples), predict_holder<Predict>::kept, options, how, window) {}
-};
-
-template <class State>
-class [[nodiscard]] stream_next : stream_wait<State> {
- public:
-  explicit stream_next(State& of) noexcept : stream_wait<State>(of) {}
-  bool await_ready() const noexcept { return this->state->has_item(); }
-  bool await_suspend(std::coroutine_handle<> consumer) { return !this->state->look() && this->wait(consumer); }
-  std::optional<stream_item<typename State::result>> await_resume() {
-    this->goes_on();
-    return this->state->take();
-  }
-};
-
-template <class State>
-class [[nodiscard]] stream_close : stream_wait<State> {
- public:
-  explicit stream_close(State& of) noexcept : stream_wait<State>(of) {}
-  bool await_ready() const noexcept { return false; }
-  bool await_suspend(std::coroutine_handle<> consumer) { return !this->state->close() && this->wait(consumer); }
-  void await_resume() noexcept { this->goes_on(); }
 };
 
 }  // namespace cobatch::detail
