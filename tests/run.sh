@@ -8,7 +8,7 @@
 #   --strict                   warnings are errors, and what cannot be built on this machine is a failure
 #
 # Under ThreadSanitizer, and with the benchmarks, only the stress tests and the unit tests that use threads are built;
-# under ASan all tests, but no headers, consumers and programs of the README. UBSan's checks for null and alignment are off:
+# under ASan all tests, but no headers, consumers and blocks of the README and the guides. UBSan's checks for null and alignment are off:
 # they double the time to compile, and what they find ASan finds as well.
 #
 # COBATCH_BUILD_DIR (build): where the build folders go. COBATCH_JOBS: how many at once.

@@ -4,15 +4,24 @@
 #include <cstdlib>
 #include <random>
 
+#if defined(__SANITIZE_THREAD__)
+#define COBATCH_TEST_UNDER_TSAN 1
+#elif defined(__SANITIZE_ADDRESS__)
+#define COBATCH_TEST_UNDER_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define COBATCH_TEST_UNDER_TSAN 1
+#elif __has_feature(address_sanitizer)
+#define COBATCH_TEST_UNDER_ASAN 1
+#endif
+#endif
+
 /// How much a stress test does: all of it; a tenth under ThreadSanitizer, which is some ten times slower; a third under
 /// AddressSanitizer.
-#if !defined(__has_feature)
-#define __has_feature(feature) 0
-#endif
 constexpr int effort(int full) noexcept {
-#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#if defined(COBATCH_TEST_UNDER_TSAN)
   return full / 10;
-#elif defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#elif defined(COBATCH_TEST_UNDER_ASAN)
   return full / 3;
 #else
   return full;
