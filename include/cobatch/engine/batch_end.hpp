@@ -185,7 +185,8 @@ void batch_engine<Types>::look(loop& here) {
   if (deadline_ <= now && deadline_ != no_timeout && !halted()) request_stop(halt::deadline);
   if (this->most_workers() == 1 || source_.exhausted() || halted()) return;
   if (!source::indexed && here.pace.cheap()) return;
-  if (owes_worker_.exchange(false, std::memory_order_relaxed) || idle_threads() != 0) this->start_worker();
+  const bool owed = owes_worker_.load(std::memory_order_relaxed) && owes_worker_.exchange(false, std::memory_order_relaxed);
+  if (owed || idle_threads() != 0) this->start_worker();
 }
 
 template <class Types>

@@ -74,7 +74,7 @@ class stream_state {
         in_order_(how.order == result_order::input),
         observed_(options.observer != nullptr),
         window_(window),
-        held_back_(std::min<std::size_t>(window / 8, 32)),
+        held_back_(std::min<std::size_t>(window / 4, 32)),
         boxes_left_(window),
         source_(std::forward<Source>(samples)),
         engine_(ex, source_, predict, *this, options, options.stop.token()) {
