@@ -5,7 +5,7 @@
 cmake_minimum_required(VERSION 3.23)
 
 set(rank_0 version expected)  # and detail/*
-set(rank_1 error concepts)
+set(rank_1 error concepts option_types)
 set(rank_2 task executor semaphore)
 set(rank_3 sync_wait run_loop thread_pool simulation batch_options observer rate_limiter adaptive_limit stream_options micro_batch_options)
 # rank 4: engine/*

@@ -33,7 +33,7 @@ struct adaptive_options {
   std::size_t min = 1;       ///< never below; at least 1
   std::size_t max = 1000;    ///< never above
   adaptive_algorithm algorithm = adaptive_algorithm::gradient;
-  std::chrono::nanoseconds timeout = no_timeout;  ///< a call that took so long, or longer, counts as dropped
+  time_span timeout = no_timeout;  ///< a call that took so long, or longer, counts as dropped
   double backoff = 0.5;    ///< the share of the cap that is left after a round trip in which every call was dropped
   double tolerance = 1.2;  ///< gradient: how many times the latency without a queue is still no reason to go down
   double smoothing = 0.3;  ///< gradient: the share of the way down that one step takes
@@ -212,7 +212,7 @@ class [[nodiscard]] adaptive_acquire {
 
   bool await_ready() const noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> awaiting) { return permit_.await_suspend(awaiting); }
-  expected<adaptive_limit::ticket, error> await_resume() {
+  [[nodiscard]] expected<adaptive_limit::ticket, error> await_resume() {
     expected<permit, error> taken = permit_.await_resume();
     if (!taken) return unexpected(std::move(taken).error());
     return adaptive_limit::ticket(*limit_, std::move(*taken));

@@ -6,11 +6,11 @@
 #include <functional>
 #include <limits>
 #include <stdexcept>
-#include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/detail/config.hpp>
+#include <cobatch/option_types.hpp>
 
 namespace cobatch::inline COBATCH_ABI {
 
@@ -19,36 +19,6 @@ class batch_observer;
 class adaptive_limit;
 class rate_limiter;
 struct error;
-
-/// "No cap", for every count in batch_options.
-inline constexpr std::size_t unlimited = std::numeric_limits<std::size_t>::max();
-
-/// "Never", for every time in batch_options.
-inline constexpr std::chrono::nanoseconds no_timeout = std::chrono::nanoseconds::max();
-
-/// Where a batch's stop comes from: made implicitly from an lvalue std::stop_source or std::stop_token.
-///
-/// Lifetime: refers to the lvalue until batch_predict() copies the token, which it does when it is called. Rvalues are
-/// refused: GCC 12 would destroy a temporary token inside a co_await expression twice.
-class stop_ref {
- public:
-  constexpr stop_ref() noexcept = default;
-  constexpr stop_ref(const std::stop_source& source) noexcept : source_(&source) {}
-  constexpr stop_ref(const std::stop_token& token) noexcept : token_(&token) {}
-  stop_ref(const std::stop_source&&) = delete;
-  stop_ref(const std::stop_token&&) = delete;
-
-  /// A copy of the token; one that can never be stopped where there is none.
-  std::stop_token token() const noexcept {
-    if (source_) return source_->get_token();
-    if (token_) return *token_;
-    return {};
-  }
-
- private:
-  const std::stop_source* source_ = nullptr;
-  const std::stop_token* token_ = nullptr;
-};
 
 /// "No budget", for retry_policy::budget.
 inline constexpr double unlimited_budget = std::numeric_limits<double>::infinity();
@@ -129,8 +99,8 @@ class retry_condition {
 /// top of it; without, the longer of the two counts.
 struct retry_policy {
   std::uint32_t max_attempts = 1;  ///< tried again while predict was called less often for it; 1: never
-  std::chrono::nanoseconds initial_backoff = std::chrono::milliseconds(100);
-  std::chrono::nanoseconds max_backoff = std::chrono::seconds(10);
+  time_span initial_backoff = std::chrono::milliseconds(100);
+  time_span max_backoff = std::chrono::seconds(10);
   double multiplier = 2.0;
   bool jitter = true;
   double budget = unlimited_budget;  ///< extra attempts, as a share of the samples started so far
@@ -145,9 +115,9 @@ struct retry_policy {
 /// sample starts if a permit is to be had at once. The first value wins, the other attempt is asked to stop and waited
 /// for.
 struct hedge_policy {
-  std::chrono::nanoseconds delay = no_timeout;  ///< a fixed time
-  double quantile = 0;                          ///< or a quantile, such as 0.95; used once 20 attempts have ended
-  double max_extra = 0.05;                      ///< second attempts, as a share of the samples started so far
+  time_span delay = no_timeout;  ///< a fixed time
+  double quantile = 0;           ///< or a quantile, such as 0.95; used once 20 attempts have ended
+  double max_extra = 0.05;       ///< second attempts, as a share of the samples started so far
 };
 
 /// Thrown by a predict whose server said when to come back; see retry_policy.
@@ -199,19 +169,19 @@ weighted_predict<std::decay_t<Predict>, std::decay_t<Cost>> weighted(Predict&& p
 ///
 /// A trivially copyable aggregate for designated initialisers: `{.max_concurrency = 64, .timeout = 2s}`.
 struct batch_options {
-  std::size_t max_concurrency = unlimited;             ///< samples in flight; 0 is an error
-  async_semaphore* semaphore = nullptr;                ///< a cap shared with other batches; both caps hold
-  adaptive_limit* limit = nullptr;                     ///< a cap that moves by itself, perhaps shared
-  stop_ref stop = {};                                  ///< stops the batch from outside
-  std::chrono::nanoseconds timeout = no_timeout;       ///< one attempt, from the call of predict
-  std::chrono::nanoseconds deadline = no_timeout;      ///< the whole batch, from its co_await
-  std::chrono::nanoseconds queue_timeout = no_timeout; ///< a sample's wait for its permits and the rate
-  std::size_t max_weight = unlimited;                  ///< the sum of weights in flight, see weighted()
-  std::size_t max_failures = unlimited;                ///< stop once so many samples have failed; 1: fail fast
-  retry_policy retry = {};                             ///< what to try again, and when
-  hedge_policy hedge = {};                             ///< what to send twice, and when
-  rate_limiter* rate = nullptr;                        ///< attempts per second, perhaps shared
-  batch_observer* observer = nullptr;                  ///< is told of all that happens
+  std::size_t max_concurrency = unlimited;         ///< samples in flight; 0 is an error
+  option_ref<async_semaphore> semaphore = nullptr; ///< a cap shared with other batches; both caps hold
+  option_ref<adaptive_limit> limit = nullptr;      ///< a cap that moves by itself, perhaps shared
+  stop_ref stop = {};                              ///< stops the batch from outside
+  time_span timeout = no_timeout;                  ///< one attempt, from the call of predict
+  time_span deadline = no_timeout;                 ///< the whole batch, from its co_await
+  time_span queue_timeout = no_timeout;            ///< a sample's wait for its permits and the rate
+  std::size_t max_weight = unlimited;              ///< the sum of weights in flight, see weighted()
+  std::size_t max_failures = unlimited;            ///< stop once so many samples have failed; 1: fail fast
+  retry_policy retry = {};                         ///< what to try again, and when
+  hedge_policy hedge = {};                         ///< what to send twice, and when
+  option_ref<rate_limiter> rate = nullptr;         ///< attempts per second, perhaps shared
+  option_ref<batch_observer> observer = nullptr;   ///< is told of all that happens
 };
 
 static_assert(std::is_trivially_copyable_v<batch_options>, "GCC 12 breaks any other aggregate inside co_await");

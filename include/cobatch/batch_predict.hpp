@@ -155,7 +155,7 @@ class [[nodiscard]] batch {
   bool await_suspend(std::coroutine_handle<> awaiting) {
     return running_.emplace(*ex_, std::move(samples_), predict_, options_, std::move(stop_), awaiting).start();
   }
-  std::vector<result> await_resume() { return running_ ? running_->take() : std::vector<result>(); }
+  [[nodiscard]] std::vector<result> await_resume() { return running_ ? running_->take() : std::vector<result>(); }
 
  private:
   Executor* ex_;
@@ -193,6 +193,7 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
 }
 
+#if COBATCH_WARNS_OF_TEMPORARY_PREDICT
 /// The same, with a warning: see detail::risky_temporary.
 template <executor Executor, std::ranges::input_range Samples, class Predict>
   requires(std::ranges::viewable_range<Samples> && detail::risky_temporary<Predict>)
@@ -203,6 +204,7 @@ auto batch_predict(Executor& ex, Samples&& samples, Predict&& predict, batch_opt
     -> batch<Executor, std::views::all_t<Samples>, std::decay_t<Predict>> {
   return {ex, std::views::all(std::forward<Samples>(samples)), std::forward<Predict>(predict), options};
 }
+#endif
 
 // ---- Implementation ----
 

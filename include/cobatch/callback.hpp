@@ -195,7 +195,7 @@ class [[nodiscard]] callback_awaiter {
     // If true, *this may be gone: another thread may have resumed the coroutine.
   }
 
-  expected<T, error> await_resume() { return state_->take(); }
+  [[nodiscard]] expected<T, error> await_resume() { return state_->take(); }
 
  private:
   Initiate initiate_;

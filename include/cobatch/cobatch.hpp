@@ -22,6 +22,7 @@
 #include <cobatch/micro_batch_options.hpp>
 #include <cobatch/micro_batcher.hpp>
 #include <cobatch/observer.hpp>
+#include <cobatch/option_types.hpp>
 #include <cobatch/predict_stream.hpp>
 #include <cobatch/progress_bar.hpp>
 #include <cobatch/rate_limiter.hpp>

@@ -17,7 +17,7 @@ namespace cobatch::inline COBATCH_ABI {
 struct micro_batch_options {
   std::size_t max_batch_size = 32;  ///< samples in one call of predict_many
   /// How long a sample waits for others; 0: not at all.
-  std::chrono::nanoseconds max_delay = std::chrono::milliseconds(1);
+  time_span max_delay = std::chrono::milliseconds(1);
   std::size_t max_concurrent_batches = 1;  ///< calls of predict_many that run at a time
   std::size_t max_queue = unlimited;       ///< samples that wait; beyond: errc::queue_full
   std::size_t max_batch_cost = unlimited;  ///< the sum of costs in one call, see weighted()

@@ -155,7 +155,7 @@ class [[nodiscard]] micro_batch_predict {
     // If true, *this may be gone: another thread may have resumed the coroutine.
   }
 
-  expected<T, error> await_resume() {
+  [[nodiscard]] expected<T, error> await_resume() {
     on_stop_.reset();  // waits for the callback to return, should it be running on another thread
     suspended_ = false;
     if (!waiter_.result) {

@@ -21,6 +21,7 @@
 #include <cobatch/detail/saturating.hpp>
 #include <cobatch/detail/text.hpp>
 #include <cobatch/observer.hpp>
+#include <cobatch/option_types.hpp>
 
 #if __has_include(<unistd.h>)
 #include <unistd.h>
@@ -43,8 +44,8 @@ struct progress_options {
   progress_style style = progress_style::automatic;
   std::size_t width = 0;  ///< columns; 0: COLUMNS, else those of the terminal, else 80, looked up at each drawing
   bool colour = true;     ///< where it draws; a non-empty NO_COLOR in the environment turns it off
-  std::chrono::nanoseconds redraw = std::chrono::milliseconds(100);  ///< least time between two drawings
-  std::chrono::nanoseconds next_line = std::chrono::seconds(10);     ///< least time between two plain lines
+  time_span redraw = std::chrono::milliseconds(100);  ///< least time between two drawings
+  time_span next_line = std::chrono::seconds(10);     ///< least time between two plain lines
   std::chrono::nanoseconds (*clock)() = nullptr;                     ///< null: the steady clock
 };
 

@@ -256,7 +256,7 @@ class [[nodiscard]] acquire_awaiter {
     // Where it is queued, *this may be gone: another thread may have resumed the coroutine.
   }
 
-  permit await_resume() {
+  [[nodiscard]] permit await_resume() {
     if (acquisition_.end() != semaphore_outcome::granted) [[unlikely]] {
       throw_or_fail<std::invalid_argument>(
           "async_semaphore: acquire() of a weight above the limit could never be granted; ask for less, "
@@ -298,7 +298,7 @@ class [[nodiscard]] stoppable_acquire_awaiter {
     // Where it is queued, *this may be gone: another thread may have resumed the coroutine.
   }
 
-  expected<permit, error> await_resume() {
+  [[nodiscard]] expected<permit, error> await_resume() {
     on_stop_.reset();  // waits for the callback to return, should it be running on another thread
     switch (acquisition_.end()) {
       case semaphore_outcome::granted:

@@ -40,7 +40,7 @@ class [[nodiscard]] stream_next : stream_wait<State> {
   explicit stream_next(State& of) noexcept : stream_wait<State>(of) {}
   bool await_ready() const noexcept { return this->state->has_item(); }
   bool await_suspend(std::coroutine_handle<> consumer) { return !this->state->look() && this->wait(consumer); }
-  std::optional<stream_item<typename State::result>> await_resume() {
+  [[nodiscard]] std::optional<stream_item<typename State::result>> await_resume() {
     this->goes_on();
     return this->state->take();
   }
