@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <stop_token>
 #include <utility>
 
@@ -28,7 +29,7 @@ class batch_alarm {
     const std::lock_guard lock(mutex_);
     if (gone_ || over_) return std::stop_source(std::nostopstate);
     dormant_.store(false);
-    return take_source(wake_);
+    return wake_;
   }
   void wake() { take().request_stop(); }
   /// Something may be due earlier than the timekeeper thinks.
@@ -54,12 +55,21 @@ class batch_alarm {
   /// Before it looks: whoever begins something from here on either is seen, or sees that it must wake us.
   void go_dormant() noexcept { dormant_.store(true); }
   void stay_awake() noexcept { dormant_.store(false); }
-  /// False: it is over. What to sleep with.
+  /// False: it is over. What to sleep with, for longest_sleep() at most: where there is no memory, it cannot be woken.
   bool prepare_sleep() {
     const std::lock_guard lock(mutex_);
     if (over_) return false;
-    sleep_token_ = wake_.get_token();
+    // One that was taken and is stopped only later makes us look once more.
+    const auto renew = [&] {
+      wake_ = new_stop_source();
+      return true;
+    };
+    const bool wakes = !wake_.stop_requested() || guarded(renew, [] { return false; });
+    sleep_token_ = wakes ? wake_.get_token() : std::stop_token();
     return true;
+  }
+  std::chrono::nanoseconds longest_sleep() const noexcept {
+    return sleep_token_.stop_possible() ? no_timeout : std::chrono::milliseconds(1);
   }
   bool is_over() {
     const std::lock_guard lock(mutex_);

@@ -268,10 +268,14 @@ bool batch_engine<Types>::begin_wait(lane& self, wait_for what, std::stop_token&
   if (options_.observer) self.wait_began = report_.wait_started(&self, index, what);
   hand_over(*self.loop);
   const bool times = options_.queue_timeout != no_timeout;
-  const bool waits = wait_.begin(stop, self.has_sample,
-                                 times ? later(now_of(ex_), options_.queue_timeout) : no_timeout, [&] {
-                                   return halted() || (!self.has_sample && !anything_to_start(self.worker));
-                                 });
+  const auto begin = [&] {
+    return wait_.begin(stop, self.has_sample, times ? later(now_of(ex_), options_.queue_timeout) : no_timeout,
+                       [&] { return halted() || (!self.has_sample && !anything_to_start(self.worker)); });
+  };
+  const bool waits = guarded(begin, [&] {
+    wait_failed();
+    return false;
+  });
   if (!waits) {
     if (options_.observer) report_.wait_ended(&self, index, what, self.wait_began);
   } else if (times) {

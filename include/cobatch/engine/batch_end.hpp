@@ -221,7 +221,8 @@ auto batch_engine<Types>::expire() -> time {
   }
   if (alarm_.is_over()) return time::zero();
   const time next = next_event(now, next_timeout);
-  return next == no_timeout ? no_timeout : std::max(next - now, time(1));
+  const time pause = next == no_timeout ? no_timeout : std::max(next - now, time(1));
+  return std::min(pause, alarm_.longest_sleep());
 }
 
 /// Whatever begins later is due no earlier than this, or wakes the timekeeper.

@@ -25,11 +25,15 @@ class one_wait {
   /// Only where there is something to wait for. Throws std::bad_alloc.
   void make() { source_ = new_stop_source(); }
 
-  /// A wait begins, unless `refused()`, which is asked under the lock. Its time is up at `deadline`.
+  /// A wait begins, unless `refused()`, which is asked under the lock. Its time is up at `deadline`. Throws
+  /// std::bad_alloc.
   template <class Refused>
   bool begin(std::stop_token& stop, bool has_sample, std::chrono::nanoseconds deadline, Refused&& refused) {
     const std::lock_guard lock(mutex_);
     if (refused()) return false;
+    // Not one that somebody has taken, who may stop it at any time.
+    if (taken_) source_ = new_stop_source();
+    taken_ = false;
     stop = source_.get_token();
     waits_.store(true, std::memory_order_relaxed);
     has_sample_ = has_sample;
@@ -55,15 +59,16 @@ class one_wait {
     if (!waits_.load(std::memory_order_relaxed) || (has_sample_ && !also_with_sample)) {
       return std::stop_source(std::nostopstate);
     }
-    return take_source(source_);
+    taken_ = true;
+    return source_;
   }
   /// The same where its time is up.
   std::stop_source expire(std::chrono::nanoseconds now) {
     const std::lock_guard lock(mutex_);
     if (deadline() > now) return std::stop_source(std::nostopstate);
     deadline_.store(no_timeout.count(), std::memory_order_relaxed);
-    expired_ = true;
-    return take_source(source_);
+    expired_ = taken_ = true;
+    return source_;
   }
 
  private:
@@ -72,6 +77,7 @@ class one_wait {
   atomic<std::int64_t> deadline_{no_timeout.count()};
   atomic<bool> waits_{false};
   bool expired_ = false;
+  bool taken_ = false;  // source_, to be stopped
   bool has_sample_ = false;
 };
 

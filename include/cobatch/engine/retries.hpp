@@ -85,8 +85,8 @@ class retry_queue {
     const std::lock_guard lock(mutex_);
     return guarded(
         [&] {
+          make_room_for_ready();
           if (at_once) {
-            make_room_for_ready();
             ready_.push_back(sample);
             ready_count_.fetch_add(1);
             return pushed::ready;
@@ -98,19 +98,12 @@ class retry_queue {
         [] { return pushed::no_memory; });
   }
 
-  /// Makes ready what is due; how many. Where there is no memory, later.
+  /// Makes ready what is due; how many.
   std::size_t wake(time now) {
     const std::lock_guard lock(mutex_);
     std::size_t woken = 0;
     while (!sleeping_.empty() && sleeping_.front().due <= now) {
-      const bool moved = guarded(
-          [&] {
-            make_room_for_ready();
-            ready_.push_back(sleeping_.front().sample);
-            return true;
-          },
-          [] { return false; });
-      if (!moved) break;
+      ready_.push_back(sleeping_.front().sample);  // there is room, see push()
       std::pop_heap(sleeping_.begin(), sleeping_.end(), wakes_later);
       sleeping_.pop_back();
       ++woken;
@@ -161,6 +154,7 @@ class retry_queue {
   static bool wakes_later(const entry& a, const entry& b) noexcept {
     return a.due != b.due ? a.due > b.due : a.order > b.order;
   }
+  /// For one more than are there, those that sleep included: to wake needs no memory.
   void make_room_for_ready() {
     if (first_ready_ == ready_.size()) {
       ready_.clear();
@@ -169,6 +163,8 @@ class retry_queue {
       ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(first_ready_));
       first_ready_ = 0;
     }
+    const std::size_t wanted = ready_.size() + sleeping_.size() + 1;
+    if (wanted > ready_.capacity()) ready_.reserve(std::max(wanted, 2 * ready_.capacity()));
   }
 
   mutable mutex mutex_;      // guards all but the count, which is written under it

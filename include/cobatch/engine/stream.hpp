@@ -75,7 +75,7 @@ class stream_state {
         observed_(options.observer != nullptr),
         window_(window),
         held_back_(std::min<std::size_t>(window / 4, 32)),
-        boxes_left_(window),
+        boxes_left_(window - 1),
         source_(std::forward<Source>(samples)),
         engine_(ex, source_, predict, *this, options, options.stop.token()) {
     if (in_order_) early_.reserve(std::min<std::size_t>(window, 4096));
@@ -101,7 +101,9 @@ class stream_state {
   /// Starts the engine if it has not been; then true: there is an item, or the end.
   bool look() {
     if (!started_ && !over_) {
+      // One box at least: where there is no memory for more, the samples go one by one.
       if (!end_) end_ = new box();
+      if (!empty_) empty_ = new box();
       engine_.start(unlimited);
       started_ = true;
     }
@@ -214,7 +216,6 @@ class stream_state {
           return made;
         }
       }
-      if (boxes_left_ == window_) return nullptr;  // no memory for the first one: nobody would ever give one back
       reading_.store(supply::starved);
       if (returned_.load() == nullptr) return nullptr;
     }
@@ -228,7 +229,7 @@ class stream_state {
     item.slot = &static_cast<box&>(item).outcome;
     return true;
   }
-  bool can_go_on() const noexcept { return boxes_left_ != window_; }
+  static constexpr bool can_go_on() noexcept { return true; }
   std::size_t window() const noexcept { return in_order_ ? window_ : 0; }
   static constexpr bool drops_unstarted(std::size_t) noexcept { return false; }
   bool room_came() noexcept {

@@ -147,13 +147,6 @@ struct batch_needs {
   return made;
 }
 
-/// What `current` was, to be stopped; it becomes a fresh one, or stays where there is no memory.
-inline std::stop_source take_source(std::stop_source& current) {
-  std::stop_source taken = current;
-  guarded([&] { current = new_stop_source(); }, [] {});
-  return taken;
-}
-
 /// Writes an error. If the user's own error type throws while it is made from ours, the slot stays as it was.
 template <class Result>
 void settle(Result* into, error why) {
