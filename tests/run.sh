@@ -8,8 +8,9 @@
 #   --strict                   warnings are errors, and what cannot be built on this machine is a failure
 #
 # Under ThreadSanitizer, and with the benchmarks, only the stress tests and the unit tests that use threads are built;
-# under ASan all tests, but no headers, consumers and blocks of the README and the guides. UBSan's checks for null and alignment are off:
-# they double the time to compile, and what they find ASan finds as well.
+# under ASan all tests, but no headers, consumers and blocks of the README and the guides. UBSan's checks for null and
+# alignment are off: they double the time to compile, and what they find ASan finds as well. The programs of
+# examples/production are built and tested in gcc-20, as far as their packages are there, and in production-*.
 #
 # COBATCH_BUILD_DIR (build): where the build folders go. COBATCH_JOBS: how many at once.
 # COBATCH_GXX, COBATCH_CLANGXX: the compilers. The last line is "N passed, M failed", over all configurations.
@@ -23,16 +24,18 @@ configurations() {
   cat <<'TABLE'
 gcc-20-quick           | quick    | gcc   | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_EXAMPLES=OFF
 gcc-20                 | all      | gcc   | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-gcc-20-tsan            | all      | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=threads
-clang-libcxx-20-asan   | all      | clang | libc++    | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
-gcc-20-asan            | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
-gcc-23-asan            | all      | gcc   | libstdc++ | 23 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs
-gcc-20-benchmarks      | all      | gcc   | libstdc++ | 20 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_BENCHMARKS=ON
-gcc-23                 | named    | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-clang-libstdcxx-20     | named    | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-clang-libstdcxx-23     | named    | clang | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-clang-libcxx-20        | named    | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
-clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=threads
+gcc-20-tsan            | all      | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libcxx-20-asan   | all      | clang | libc++    | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
+gcc-20-asan            | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
+gcc-23-asan            | all      | gcc   | libstdc++ | 23 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
+gcc-20-benchmarks      | all      | gcc   | libstdc++ | 20 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_BENCHMARKS=ON -DCOBATCH_BUILD_PRODUCTION=OFF
+gcc-23                 | named    | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libstdcxx-20     | named    | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libstdcxx-23     | named    | clang | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libcxx-20        | named    | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_PRODUCTION=OFF
+production-asan        | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DCOBATCH_TEST_PARTS=none
+production-tsan        | named    | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=none
 TABLE
 }
 
@@ -114,6 +117,11 @@ install_needs() {
   # Optional, and not for everybody's machine: the package comes with a server.
   if [[ -n $strict ]] && ! command -v promtool >/dev/null; then
     install_packages prometheus || warn "The Prometheus text is not checked by promtool."
+  fi
+  # Likewise, for the programs of examples/production.
+  if [[ -n $strict && $wanted == all ]]; then
+    install_packages libboost1.81-dev nlohmann-json3-dev libcurl4-openssl-dev librabbitmq-dev rabbitmq-server nginx-light \
+      libopencv-dnn-dev python3 || warn "Not all programs of examples/production are built and tested."
   fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)
