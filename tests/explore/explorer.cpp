@@ -1094,7 +1094,7 @@ void join_thread(int thread) noexcept {
 
 }  // namespace runtime
 
-void threads(std::initializer_list<std::function<void()>> bodies) {
+void threads(const std::vector<std::function<void()>>& bodies) {
   const inside guard;
   unsigned bits = 0;
   for (const auto& each : bodies) bits |= 1u << make_thread(each);
@@ -1114,6 +1114,9 @@ int choose(int n) {
   return static_cast<int>(choice(count, count, static_cast<unsigned>(random_number() % count)));
 }
 
+std::uint64_t steps_done() noexcept {
+  return steps;
+}
 unsigned this_thread() noexcept {
   return running;
 }

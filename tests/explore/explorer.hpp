@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <initializer_list>
 #include <mutex>
 #include <source_location>
 #include <string>
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 /// Runs a piece of code on a few logical threads, one step at a time, in every order and with every value that a load
 /// may return, within bounds. See README.md in this folder for what is modelled and what is not.
@@ -23,8 +23,11 @@
 
 namespace cobatch_explore {
 
-/// So many logical threads at most, the first one included.
-inline constexpr unsigned most_threads = 8;
+/// So many logical threads at most, the first one included. More than 31 cannot be.
+#if !defined(COBATCH_EXPLORE_THREADS)
+#define COBATCH_EXPLORE_THREADS 8
+#endif
+inline constexpr unsigned most_threads = COBATCH_EXPLORE_THREADS;
 
 struct options {
   int preemptions = 2;           ///< how often a thread that could go on is interrupted
@@ -54,11 +57,13 @@ result replay(const std::function<void()>& body, const std::string& schedule, op
 // ---- Inside a run ----
 
 /// Runs each of them on a logical thread of its own, and waits for all.
-void threads(std::initializer_list<std::function<void()>> bodies);
+void threads(const std::vector<std::function<void()>>& bodies);
 /// The run fails unless `fine`.
 void check(bool fine, const char* what);
 /// 0 to n - 1: every one of them is explored.
 int choose(int n);
+/// How many steps the run has had.
+std::uint64_t steps_done() noexcept;
 /// Which logical thread this is.
 unsigned this_thread() noexcept;
 /// The virtual clock, in ns. It stands still unless a timed wait comes to its end, or somebody lets it go on.

@@ -40,7 +40,8 @@ struct index_range {
 ///     [begin, begin + n) ──steal──> [begin, begin + n - n / 2)    anybody; n = 1: empty
 ///
 /// No number lies twice on any shelf, so a word that has come back means the same as before. All operations are
-/// sequentially consistent: see head_count for who may rely on finding what lies here.
+/// sequentially consistent: see head_count for who may rely on finding what lies here. How many shelves are not empty is
+/// counted, so that who looks in vain need not look at each: up before a shelf is filled, down after it was emptied.
 class shelves {
  public:
   /// There are at least one.
@@ -62,6 +63,7 @@ class shelves {
       if (seen == empty) {
         if (own.word.compare_exchange_weak(seen, filling)) break;
       } else if (own.word.compare_exchange_weak(seen, (seen & filling) == 1 ? empty : seen + one_later)) {
+        if ((seen & filling) == 1) in_use_.fetch_sub(1);
         index = as_size(seen >> count_bits);
         return true;
       }
@@ -75,18 +77,21 @@ class shelves {
       return false;
     }
     index = got.begin++;
+    if (!got.empty()) in_use_.fetch_add(1);
     own.word.store(pack(got));
     return true;
   }
 
   /// Half of what lies on some shelf, at most `limit` numbers; false: none was seen.
   bool steal(index_range& into, std::size_t limit = most) noexcept {
+    if (!any()) return false;
     for (std::size_t i = 0; i < count_; ++i) {
       std::uint64_t seen = all_[i].word.load();
       while (seen != empty && seen != filling) {
         const std::uint64_t lies = seen & filling;
         const std::uint64_t taken = std::min<std::uint64_t>((lies + 1) / 2, limit);
         if (all_[i].word.compare_exchange_weak(seen, lies == taken ? empty : seen - taken)) {
+          if (lies == taken) in_use_.fetch_sub(1);
           into.end = as_size((seen >> count_bits) + lies);
           into.begin = into.end - as_size(taken);
           return true;
@@ -96,13 +101,8 @@ class shelves {
     return false;
   }
 
-  /// Something lies on a shelf.
-  bool any() const noexcept {
-    return std::any_of(all_.get(), all_.get() + count_, [](const shelf& each) {
-      const std::uint64_t seen = each.word.load();
-      return seen != empty && seen != filling;
-    });
-  }
+  /// Something lies on a shelf, or did just now.
+  bool any() const noexcept { return in_use_.load() != 0; }
 
   /// Alone: `visit(range)` for what lies there.
   template <class Visit>
@@ -149,6 +149,8 @@ class shelves {
 
   std::size_t count_;
   std::unique_ptr<shelf[]> all_;
+  line_gap gap_;
+  atomic<std::size_t> in_use_{0};  // written where a shelf is filled or emptied, which is not often
 };
 
 }  // namespace cobatch::detail
