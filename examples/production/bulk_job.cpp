@@ -357,7 +357,7 @@ int main(int argc, char** argv) {
                        {"skip-lines", "0"},
                        {"skip-columns", "0"},
                        {"concurrency", "64"},
-                       {"limit", "gradient"},
+                       {"limit", "aimd"},
                        {"window", "0"},
                        {"rate", "0"},
                        {"timeout-ms", "30000"},

@@ -78,13 +78,14 @@ show_bulk_job() {
   say "By hand: 500 images, one request each; killed half way, and started again"
   start_server --engine accelerator
   local output=$build/digits.jsonl job
-  rm -f "$output" "$output.job"
+  rm -f "$output.job"
+  : >"$output"
   job=("$programs/bulk_job" --input "$digits" --skip-columns 1 --output "$output" --rate 250
     --url "http://127.0.0.1:$port/predict" --metrics "$build/bulk_job.prom")
   echo "\$ ${job[*]}"
   "${job[@]}" &
   local running=$!
-  until (($(wc -l <"$output" 2>/dev/null || echo 0) >= 250)); do sleep 0.01; kill -0 $running; done
+  until (($(wc -l <"$output") >= 250)); do sleep 0.01; kill -0 $running; done
   kill -KILL $running
   wait $running 2>/dev/null || true
   echo "killed; $output has $(wc -l <"$output") lines"
