@@ -2,14 +2,20 @@
 # Builds one of the programs here, with what it needs (Debian and its like), and shows it working on loopback.
 #
 #   examples/production/run.sh inference_server
+#   examples/production/run.sh bulk_job
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/tests/support/install.sh"
 
+targets=("${1:-}")
 case ${1:-} in
   inference_server) packages=(libboost1.81-dev nlohmann-json3-dev python3) ;;
+  bulk_job)
+    packages=(libcurl4-openssl-dev libboost1.81-dev nlohmann-json3-dev python3)
+    targets+=(inference_server)  # which it asks
+    ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -23,30 +29,69 @@ build=${COBATCH_BUILD_DIR:-$root/build}/production
 mapfile -t generator < <(generator_for "$build")
 cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCOBATCH_BUILD_TESTS=OFF \
   -DCOBATCH_BUILD_BENCHMARKS=OFF -DCMAKE_CXX_COMPILER="${CXX:-${gxx:-c++}}" >/dev/null
-if ! cmake --build "$build" --target "$name"; then
-  echo "$name was not built: see examples/production/README.md for what it needs" >&2
+for target in "${targets[@]}"; do
+  cmake --build "$build" --target "$target" && continue
+  echo "$target was not built: see examples/production/README.md for what it needs" >&2
   exit 1
-fi
-program=$build/examples/production/$name
+done
+programs=$build/examples/production
+digits=$root/examples/data/digits/digits_test.csv
 
-say "What clients do to it"
-python3 "$root/examples/production/${name}_test.py" "$program" "$root/examples/data/digits/digits_test.csv"
+# Starts inference_server with these options; sets port.
+start_server() {
+  "$programs/inference_server" --port 0 --drain-grace-ms 0 "$@" >"$build/inference_server.log" &
+  server=$!
+  trap 'kill $server 2>/dev/null || true' EXIT
+  until grep -q listening "$build/inference_server.log"; do sleep 0.1; kill -0 $server; done
+  port=$(sed -n 's/^listening on .*:\([0-9]*\)$/\1/p' "$build/inference_server.log")
+}
 
-say "By hand"
-"$program" --port 0 --drain-grace-ms 0 >"$build/$name.log" &
-server=$!
-trap 'kill $server 2>/dev/null || true' EXIT
-until grep -q listening "$build/$name.log"; do sleep 0.1; kill -0 $server; done
-port=$(sed -n 's/^listening on .*:\([0-9]*\)$/\1/p' "$build/$name.log")
-image=$(head -n 1 "$root/examples/data/digits/digits_test.csv" | cut -d, -f2-)
-echo "\$ curl -d '[an image]' http://127.0.0.1:$port/predict"
-python3 - "$port" "[$image]" <<'PYTHON'
+stop_server() {
+  kill -TERM $server
+  wait $server
+  trap - EXIT
+}
+
+show_inference_server() {
+  say "What clients do to it"
+  python3 "$root/examples/production/inference_server_test.py" "$programs/inference_server" "$digits"
+
+  say "By hand"
+  start_server
+  local image
+  image=$(head -n 1 "$digits" | cut -d, -f2-)
+  echo "\$ curl -d '[an image]' http://127.0.0.1:$port/predict"
+  python3 - "$port" "[$image]" <<'PYTHON'
 import http.client, sys
 client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
 client.request("POST", "/predict", sys.argv[2])
 print(client.getresponse().read().decode())
 PYTHON
-kill -TERM $server
-wait $server
-trap - EXIT
-tail -n 1 "$build/$name.log"
+  stop_server
+  tail -n 1 "$build/inference_server.log"
+}
+
+show_bulk_job() {
+  say "An endpoint that fails in many ways, and kills at random moments"
+  python3 "$root/examples/production/bulk_job_test.py" "$programs/bulk_job"
+
+  say "By hand: 500 images, one request each; killed half way, and started again"
+  start_server --engine accelerator
+  local output=$build/digits.jsonl job
+  rm -f "$output.job"
+  : >"$output"
+  job=("$programs/bulk_job" --input "$digits" --skip-columns 1 --output "$output" --rate 250
+    --url "http://127.0.0.1:$port/predict" --metrics "$build/bulk_job.prom")
+  echo "\$ ${job[*]}"
+  "${job[@]}" &
+  local running=$!
+  until (($(wc -l <"$output") >= 250)); do sleep 0.01; kill -0 $running; done
+  kill -KILL $running
+  wait $running 2>/dev/null || true
+  echo "killed; $output has $(wc -l <"$output") lines"
+  "${job[@]}"
+  head -n 2 "$output" | cut -c -120
+  stop_server
+}
+
+"show_$name"
