@@ -2,6 +2,7 @@
 # Builds one of the programs here, with what it needs (Debian and its like), and shows it working on loopback.
 #
 #   examples/production/run.sh inference_server
+#   examples/production/run.sh queue_worker
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
@@ -9,7 +10,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/tests/support/install.sh"
 
 case ${1:-} in
-  inference_server) packages=(libboost1.81-dev nlohmann-json3-dev python3) ;;
+  inference_server) packages=(libboost1.81-dev nlohmann-json3-dev python3) targets=(inference_server) ;;
+  queue_worker)
+    packages=(librabbitmq-dev nlohmann-json3-dev python3 rabbitmq-server)
+    targets=(queue_worker queue_client)
+    ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -23,11 +28,16 @@ build=${COBATCH_BUILD_DIR:-$root/build}/production
 mapfile -t generator < <(generator_for "$build")
 cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCOBATCH_BUILD_TESTS=OFF \
   -DCOBATCH_BUILD_BENCHMARKS=OFF -DCMAKE_CXX_COMPILER="${CXX:-${gxx:-c++}}" >/dev/null
-if ! cmake --build "$build" --target "$name"; then
+if ! cmake --build "$build" --target "${targets[@]}"; then
   echo "$name was not built: see examples/production/README.md for what it needs" >&2
   exit 1
 fi
 program=$build/examples/production/$name
+
+if [[ $name == queue_worker ]]; then
+  say "A broker, workers and clients, of which some are killed; then one message by hand"
+  exec python3 "$root/examples/production/queue_worker_test.py" "$program" "${program%_worker}_client" --demo
+fi
 
 say "What clients do to it"
 python3 "$root/examples/production/${name}_test.py" "$program" "$root/examples/data/digits/digits_test.csv"
