@@ -18,41 +18,12 @@
 
 #include <unistd.h>
 
-#include "../digits.hpp"
-#include "open_inference_protocol.hpp"
 #include "options.hpp"
+#include "queue_messages.hpp"
 #include "rabbitmq.hpp"
 
 using namespace production;
 using clock_type = std::chrono::steady_clock;
-
-/// What all the answers should be.
-struct data_set {
-  std::vector<std::string> bodies;
-  std::vector<int> digits;
-
-  static data_set load() {
-    const auto file = digits::csv_file::open(COBATCH_EXAMPLE_DATA "/digits/digits_test.csv");
-    const auto model = digits::mlp::load(COBATCH_EXAMPLE_DATA "/digits/digits_mlp.txt");
-    if (!file || !model) throw std::runtime_error(!file ? file.error() : model.error());
-    data_set all;
-    for (const digits::text_line& line : file->lines()) {
-      const auto image = file->parse(line);
-      if (!image) throw std::runtime_error(image.error().message());
-      all.bodies.push_back(json(image->pixels).dump());
-      all.digits.push_back(digits::digit_of((*model)(*image)));
-    }
-    return all;
-  }
-};
-
-/// Messages that no worker can predict, each wrong in its own way.
-const std::vector<std::string> poisons{"not JSON", "[1, 2, 3]", "{\"image\": 7}", "[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]",
-                                       "[99" + [] {
-                                         std::string zeros;
-                                         for (int i = 1; i < 64; ++i) zeros += ", 0";
-                                         return zeros;
-                                       }() + "]"};
 
 class client {
  public:
@@ -169,16 +140,12 @@ class client {
       }
     }
     if (dead) ++dead_;
-    if (dead != (number >= images_)) {
-      ++wrong_;
-    } else if (!dead) {
-      const json body = json::parse(content.body, nullptr, false);
-      if (!body.is_object() || body.value("digit", -1) != data_.digits[number % data_.digits.size()]) ++wrong_;
-    }
+    const bool expected = dead ? number >= images_ : number < images_ && known_.is_answer(number, content.body);
+    if (!expected) ++wrong_;
   }
 
-  const std::string& body_of(std::size_t number) const {
-    return number < images_ ? data_.bodies[number % data_.bodies.size()] : poisons[(number - images_) % poisons.size()];
+  std::string body_of(std::size_t number) const {
+    return number < images_ ? known_.body(number) : poison(number - images_);
   }
   /// The number of one of our messages.
   std::optional<std::size_t> number_of(std::string_view correlation_id) const {
@@ -203,7 +170,7 @@ class client {
   const std::size_t progress_;
   const std::chrono::seconds patience_;
   const std::chrono::milliseconds linger_;
-  const data_set data_ = data_set::load();
+  const known_images known_;
   std::vector<std::uint32_t> answers_;  // to each message
   std::deque<std::size_t> to_send_;
   unconfirmed<std::size_t> unconfirmed_;

@@ -10,32 +10,30 @@
 //   confirms, acknowledgements   <-  outbox      <-  outcomes as they complete
 //
 // SIGTERM drains: no more deliveries, what was delivered is answered, then the end.
-#include <atomic>
+#include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
-#include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <cobatch/cobatch.hpp>
 
 #include "engine.hpp"
-#include "open_inference_protocol.hpp"
 #include "options.hpp"
+#include "queue_messages.hpp"
 #include "rabbitmq.hpp"
+#include "termination.hpp"
+#include "work_queue.hpp"
 
 using cobatch::task;
 using namespace production;
@@ -46,65 +44,13 @@ struct job {
   delivery arrived;
 };
 using job_ptr = std::shared_ptr<const job>;
+using jobs_queue = work_queue<job_ptr>;  // never more than the prefetch wait in it
 
 /// What became of a job, and where that goes.
 struct outcome {
   job_ptr of;
   std::string queue;
   message content;
-};
-
-/// From the I/O thread to the stream. Never more than the prefetch wait here.
-class work_queue {
- public:
-  void push(job_ptr arrived) {
-    {
-      const std::lock_guard lock(mutex_);
-      waiting_.push_back(std::move(arrived));
-    }
-    signals_.release();
-  }
-  /// Drops what has not started: its connection is gone, and it will be delivered again.
-  void drop_waiting() {
-    const std::lock_guard lock(mutex_);
-    waiting_.clear();  // next() finds a signal too many, and asks again
-  }
-  void close() {
-    {
-      const std::lock_guard lock(mutex_);
-      closed_ = true;
-    }
-    signals_.release();
-  }
-
-  task<std::optional<job_ptr>> next() {
-    for (;;) {
-      auto signal = co_await signals_.acquire();
-      (void)signal.detach();  // a signal is used once
-      const std::lock_guard lock(mutex_);
-      if (!waiting_.empty()) {
-        std::optional<job_ptr> first(std::move(waiting_.front()));
-        waiting_.pop_front();
-        running_.emplace(given_++, *first);
-        co_return first;
-      }
-      if (closed_) co_return std::nullopt;
-    }
-  }
-
-  /// The job of one of the stream's items. The stream counts what it got from next(), and so does this.
-  job_ptr finished(std::size_t index) {
-    const std::lock_guard lock(mutex_);
-    return std::move(running_.extract(index).mapped());
-  }
-
- private:
-  std::mutex mutex_;  // guards all but the signals
-  std::deque<job_ptr> waiting_;
-  std::unordered_map<std::size_t, job_ptr> running_;
-  std::size_t given_ = 0;
-  bool closed_ = false;
-  cobatch::async_semaphore signals_{0};  // one for each job, one for the end
 };
 
 /// From the stream to the I/O thread, which waits for descriptor() to be readable.
@@ -165,23 +111,14 @@ struct queue_names {
 /// Owns the connection, and makes another one when it breaks.
 class courier {
  public:
-  courier(const broker_address& address, const queue_names& queues, std::size_t prefetch, work_queue& jobs, outbox& out)
-      : address_(address), queues_(queues), prefetch_(prefetch), jobs_(jobs), out_(out) {
-    sigset_t wanted;
-    sigemptyset(&wanted);
-    sigaddset(&wanted, SIGTERM);
-    sigaddset(&wanted, SIGINT);
-    signal_ = signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC);
-    if (signal_ < 0) throw std::system_error(errno, std::generic_category(), "signalfd");
-  }
-  courier(const courier&) = delete;
-  courier& operator=(const courier&) = delete;
-  ~courier() { ::close(signal_); }
+  courier(const broker_address& address, const queue_names& queues, std::size_t prefetch, jobs_queue& jobs, outbox& out,
+          termination& stop)
+      : address_(address), queues_(queues), prefetch_(prefetch), jobs_(jobs), out_(out), stop_(stop) {}
 
   /// Until all is drained.
   void run() {
     backoff pause;
-    while (!draining_) {
+    while (!stop_.requested()) {
       try {
         connection broker(address_);
         broker.declare(queues_.work);
@@ -200,9 +137,8 @@ class courier {
         lost_ += waiting_.give_up().size();
         const std::chrono::milliseconds wait = pause.next();
         std::fprintf(stderr, "queue_worker: %s; the next attempt is in %ld ms\n", e.what(), static_cast<long>(wait.count()));
-        pollfd signal{signal_, POLLIN, 0};
+        pollfd signal{stop_.descriptor(), POLLIN, 0};
         poll(&signal, 1, static_cast<int>(wait.count()));
-        look_for_signal();
       }
     }
     jobs_.close();
@@ -219,11 +155,6 @@ class courier {
   }
 
  private:
-  void look_for_signal() {
-    signalfd_siginfo info;
-    if (::read(signal_, &info, sizeof info) == sizeof info) draining_ = true;
-  }
-
   /// Until all is drained, or the connection breaks.
   void serve(connection& broker) {
     bool cancelled = false;
@@ -237,15 +168,14 @@ class courier {
           waiting_.add(number, std::move(each));
         }
       }
-      look_for_signal();
-      if (draining_ && !cancelled) {
+      if (stop_.requested() && !cancelled) {
         broker.cancel(queues_.work);
         cancelled = true;
         while (auto event = broker.next()) handle(broker, std::move(*event));  // the last deliveries are among these
         jobs_.close();
       }
       if (cancelled && waiting_.size() == 0 && out_.at_end()) return;
-      broker.wait({{out_.descriptor(), POLLIN, 0}, {signal_, POLLIN, 0}});
+      broker.wait({{out_.descriptor(), POLLIN, 0}, {stop_.descriptor(), POLLIN, 0}});
     }
   }
 
@@ -269,10 +199,9 @@ class courier {
   const broker_address address_;
   const queue_names queues_;
   const std::size_t prefetch_;
-  work_queue& jobs_;
+  jobs_queue& jobs_;
   outbox& out_;
-  int signal_ = -1;
-  bool draining_ = false;
+  termination& stop_;
   std::uint64_t connection_ = 0;  // the number of the present one
   unconfirmed<outcome> waiting_;
   std::size_t answered_ = 0, dead_ = 0, unroutable_ = 0, redelivered_ = 0, lost_ = 0;
@@ -284,17 +213,13 @@ task<logits> predict(cobatch::thread_pool& pool, const predict_many& model, cons
                      std::chrono::microseconds cost) {
   const message& asked = work.arrived.content;
   if (asked.reply_to.empty()) throw bad_request("reply_to: the name of a queue was expected");
-  const json body = parse_json(asked.body);
-  std::vector<std::uint8_t> pixels;
-  if (body.is_array()) flatten(body, "the image", pixel_count, pixels);
-  if (pixels.size() != pixel_count) throw bad_request("the image: an array of 64 numbers was expected");
-  const std::vector<digits::image> one = images_of(pixels.data(), 1, "the image");
+  const std::vector<digits::image> one{image_of(asked.body)};
   if (cost.count() > 0) co_await pool.schedule_after(cost);
   const std::vector<logits> rows = co_await model(one);
   co_return rows.front();
 }
 
-task<int> work(cobatch::thread_pool& pool, const predict_many& model, work_queue& jobs, outbox& out,
+task<int> work(cobatch::thread_pool& pool, const predict_many& model, jobs_queue& jobs, outbox& out,
                const std::string& dead_letters, std::size_t max_concurrency, std::chrono::microseconds cost) {
   const auto ask = [&](const job_ptr& each) { return predict(pool, model, *each, cost); };
   auto outcomes = cobatch::predict_stream(pool, jobs, ask, {.max_concurrency = max_concurrency});
@@ -304,8 +229,7 @@ task<int> work(cobatch::thread_pool& pool, const predict_many& model, work_queue
     const job_ptr of = jobs.finished(item->index);
     const message& asked = of->arrived.content;
     if (item->result) {
-      const json body = {{"digit", digits::digit_of(*item->result)}, {"logits", *item->result}};
-      out.put({of, asked.reply_to, {body.dump(), asked.correlation_id, {}, {}}});
+      out.put({of, asked.reply_to, {answer_of(*item->result), asked.correlation_id, {}, {}}});
     } else {  // as it came, with the reason
       out.put({of, dead_letters, {asked.body, asked.correlation_id, asked.reply_to, item->result.error().message()}});
     }
@@ -337,18 +261,13 @@ int main(int argc, char** argv) {
   const std::size_t max_concurrency = given.size("max-concurrency");
   const std::chrono::microseconds cost(given.number("cost-us"));
 
-  // Before the first thread, so that all leave the signals to the signalfd.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   try {
+    termination stop;
     cobatch::thread_pool pool(given.size("predict-threads"));
     const predict_many model = make_engine("digits", pool);
-    work_queue jobs;
+    jobs_queue jobs;
     outbox out;
-    courier io(address, queues, max_concurrency, jobs, out);
+    courier io(address, queues, max_concurrency, jobs, out, stop);
     std::jthread io_thread([&] { io.run(); });
     cobatch::sync_wait(work(pool, model, jobs, out, queues.dead_letters, max_concurrency, cost));
     io_thread.join();
