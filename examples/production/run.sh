@@ -3,6 +3,7 @@
 #
 #   examples/production/run.sh inference_server
 #   examples/production/run.sh queue_worker
+#   examples/production/run.sh queue_worker_kafka
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
@@ -14,6 +15,10 @@ case ${1:-} in
   queue_worker)
     packages=(librabbitmq-dev nlohmann-json3-dev python3 rabbitmq-server)
     targets=(queue_worker queue_client)
+    ;;
+  queue_worker_kafka)
+    packages=(librdkafka-dev nlohmann-json3-dev python3)
+    targets=(queue_worker_kafka queue_client_kafka)
     ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
@@ -34,9 +39,13 @@ if ! cmake --build "$build" --target "${targets[@]}"; then
 fi
 program=$build/examples/production/$name
 
+if [[ $name == queue_worker_kafka ]]; then
+  say "Three brokers, and workers of which one is killed, one ends and one comes later"
+  exec python3 "$root/examples/production/queue_worker_kafka_test.py" "$program" "${program/_worker/_client}"
+fi
 if [[ $name == queue_worker ]]; then
   say "A broker, workers and clients, of which some are killed; then one message by hand"
-  exec python3 "$root/examples/production/queue_worker_test.py" "$program" "${program%_worker}_client" --demo
+  exec python3 "$root/examples/production/queue_worker_test.py" "$program" "${program/_worker/_client}" --demo
 fi
 
 say "What clients do to it"

@@ -25,10 +25,10 @@ class work_queue {
     }
     signals_.release();
   }
-  /// Forgets what has not started.
-  void drop_waiting() {
+  /// Forgets what has not started, and says how much that was.
+  std::size_t drop_waiting() {
     const std::lock_guard lock(mutex_);
-    waiting_.clear();  // next() finds a signal too many, and asks again
+    return std::exchange(waiting_, {}).size();  // next() finds signals too many, and asks again
   }
   /// The stream ends once it has what waits.
   void close() {
