@@ -3,19 +3,30 @@
 #
 #   examples/production/run.sh inference_server
 #   examples/production/run.sh bulk_job
+#   examples/production/run.sh queue_worker
+#   examples/production/run.sh queue_worker_kafka
+#   examples/production/run.sh scale_out
+#   examples/production/run.sh monitoring
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/tests/support/install.sh"
 
-targets=("${1:-}")
+server_packages=(libboost1.81-dev nlohmann-json3-dev python3)
 case ${1:-} in
-  inference_server) packages=(libboost1.81-dev nlohmann-json3-dev python3) ;;
-  bulk_job)
-    packages=(libcurl4-openssl-dev libboost1.81-dev nlohmann-json3-dev python3)
-    targets+=(inference_server)  # which it asks
+  inference_server) packages=("${server_packages[@]}") targets=(inference_server) ;;
+  bulk_job) packages=("${server_packages[@]}" libcurl4-openssl-dev) targets=(bulk_job inference_server) ;;
+  queue_worker)
+    packages=(librabbitmq-dev nlohmann-json3-dev python3 rabbitmq-server)
+    targets=(queue_worker queue_client)
     ;;
+  queue_worker_kafka)
+    packages=(librdkafka-dev nlohmann-json3-dev python3)
+    targets=(queue_worker_kafka queue_client_kafka)
+    ;;
+  scale_out) packages=("${server_packages[@]}" nginx-light) targets=(inference_server) ;;
+  monitoring) packages=("${server_packages[@]}" prometheus) targets=(inference_server) ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -92,6 +103,26 @@ show_bulk_job() {
   "${job[@]}"
   head -n 2 "$output" | cut -c -120
   stop_server
+}
+
+show_queue_worker() {
+  say "A broker, workers and clients, of which some are killed; then one message by hand"
+  python3 "$root/examples/production/queue_worker_test.py" "$programs/queue_worker" "$programs/queue_client" --demo
+}
+
+show_queue_worker_kafka() {
+  say "Three brokers, and workers of which one is killed, one ends and one comes later"
+  python3 "$root/examples/production/queue_worker_kafka_test.py" "$programs/queue_worker_kafka" "$programs/queue_client_kafka"
+}
+
+show_scale_out() {
+  say "Two servers of which one is killed and one drained; then 1, 2 and 4"
+  "$root/examples/production/scale_out.sh" "$programs"
+}
+
+show_monitoring() {
+  say "Prometheus scrapes the server, and is asked what the dashboard asks"
+  python3 "$root/examples/production/monitoring/monitoring_test.py" "$programs/inference_server" "$digits"
 }
 
 "show_$name"
