@@ -15,10 +15,21 @@ fi
 built=$1
 shift
 
+# Runs it; it ends with us, and ends what it has started.
+run() {
+  "$@" &
+  part=$!
+  trap 'kill $part 2>/dev/null || true' EXIT
+  wait $part
+  trap - EXIT
+}
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 echo "Servers behind nginx"
-python3 "$here/scale_out_test.py" "$built/inference_server" "$here/../data/digits/digits_test.csv" "$@"
+run python3 "$here/scale_out_test.py" "$built/inference_server" "$here/../data/digits/digits_test.csv" "$@"
 
 if [[ -x $built/queue_worker && -x $built/queue_client && -e $here/queue_worker_test.py ]]; then
   echo "Workers on one queue"
-  python3 "$here/queue_worker_test.py" "$built/queue_worker" "$built/queue_client" --long
+  run python3 "$here/queue_worker_test.py" "$built/queue_worker" "$built/queue_client" --long
 fi
