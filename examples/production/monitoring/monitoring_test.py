@@ -78,9 +78,11 @@ def start_prometheus(parts, target):
     if promtool:
         found = subprocess.run([promtool, "check", "config", parts.path("prometheus.yml")], capture_output=True, text=True)
         parts.check(f"promtool reads prometheus.yml: {found.stdout}{found.stderr}", found.returncode == 0)
-    return parts.listening(lambda port: [
+    _, monitor = parts.listening(lambda port: [
         prometheus, f"--config.file={parts.path('prometheus.yml')}", f"--storage.tsdb.path={parts.path('data')}",
         f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"])
+    wait_until("Prometheus is ready", lambda: ask(monitor, get("/-/ready"))[0] == 200)  # it listens before that
+    return monitor
 
 
 def query(port, expression):
@@ -103,7 +105,7 @@ def scrapes(port):
 
 with Parts(280) as parts:
     _, server = parts.server(program, "--engine", "accelerator")
-    _, monitor = start_prometheus(parts, server)
+    monitor = start_prometheus(parts, server)
 
     def two_more_scrapes():
         before = scrapes(monitor)
