@@ -21,7 +21,9 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <boost/asio.hpp>
@@ -80,9 +82,9 @@ class service {
     co_await batcher_.close();
     co_return 0;
   }
-  void count(unsigned status) {
+  void count(const char* handler, unsigned status) {
     const std::lock_guard lock(mutex_);
-    ++responses_[status];
+    ++responses_[{handler, status}];
   }
   std::string metrics(std::size_t connections) const;
 
@@ -100,24 +102,29 @@ class service {
   cobatch::batch_metrics metrics_;
   std::atomic<std::uint64_t> batches_{0}, batched_{0};  // counters of their own: they order nothing
   mutable std::mutex mutex_;                            // guards responses_
-  std::map<unsigned, std::uint64_t> responses_;
+  std::map<std::pair<std::string_view, unsigned>, std::uint64_t> responses_;
   cobatch::micro_batcher<digits::image, logits> batcher_;
 };
 
 std::string service::metrics(std::size_t connections) const {
   std::ostringstream out;
-  const auto gauge = [&](const char* name, const char* type, std::uint64_t value) {
-    out << "# TYPE inference_server_" << name << ' ' << type << "\ninference_server_" << name << ' ' << value << '\n';
+  const auto family = [&](const char* name, const char* type, const char* help) -> std::ostream& {
+    out << "# HELP inference_server_" << name << ' ' << help << '\n';
+    return out << "# TYPE inference_server_" << name << ' ' << type << '\n';
   };
-  gauge("connections", "gauge", connections);
-  gauge("queue_length", "gauge", batcher_.waiting());
-  gauge("batches_total", "counter", batches_.load(std::memory_order_relaxed));
-  gauge("batched_samples_total", "counter", batched_.load(std::memory_order_relaxed));
-  out << "# TYPE inference_server_responses_total counter\n";
+  const auto add = [&](const char* name, const char* type, const char* help, std::uint64_t value) {
+    family(name, type, help) << "inference_server_" << name << ' ' << value << '\n';
+  };
+  add("connections", "gauge", "Connections that are open.", connections);
+  add("queue_length", "gauge", "Images that wait for a batch.", batcher_.waiting());
+  add("batches_total", "counter", "Calls of the model.", batches_.load(std::memory_order_relaxed));
+  add("batched_samples_total", "counter", "Images in those calls.", batched_.load(std::memory_order_relaxed));
+  family("responses_total", "counter", "Responses by what was asked for and by status.");
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& [status, count] : responses_) {
-      out << "inference_server_responses_total{code=\"" << status << "\"} " << count << '\n';
+    for (const auto& [which, count] : responses_) {
+      out << "inference_server_responses_total{handler=\"" << which.first << "\",code=\"" << which.second << "\"} " << count
+          << '\n';
     }
   }
   cobatch::prometheus_writer("cobatch").add(metrics_.snapshot(), {{"model", "digits"}}).write(out);
@@ -169,12 +176,21 @@ class router {
   router(service& model, const std::atomic<bool>& draining, const std::atomic<std::size_t>& connections)
       : model_(model), draining_(draining), connections_(connections) {}
 
+  /// What is asked for, as the metrics call it. Few names, whatever the paths are: each is a series of its own.
+  static const char* handler_of(const request& asked) {
+    const std::string path = path_of(asked);
+    if (path == "/predict") return "predict";
+    if (path == "/v2/models/digits/infer" || path == "/v2/models/digits/versions/1/infer") return "infer";
+    return "other";
+  }
+
   asio::awaitable<response> respond(request asked) {
     try {
-      const std::string path(asked.target().substr(0, asked.target().find('?')));
-      if (path == "/predict" || path == "/v2/models/digits/infer" || path == "/v2/models/digits/versions/1/infer") {
+      const std::string path = path_of(asked);
+      const std::string_view handler = handler_of(asked);
+      if (handler != "other") {
         if (asked.method() != http::verb::post) co_return refuse(http::status::method_not_allowed, "POST was expected");
-        response reply = co_await predict(std::move(asked), path == "/predict");
+        response reply = co_await predict(std::move(asked), handler == "predict");
         co_return reply;
       }
       co_return inform(asked, path);
@@ -186,6 +202,10 @@ class router {
   }
 
  private:
+  static std::string path_of(const request& asked) {
+    return std::string(asked.target().substr(0, asked.target().find('?')));
+  }
+
   response inform(const request& asked, const std::string& path) {
     if (asked.method() != http::verb::get && asked.method() != http::verb::head) {
       return refuse(http::status::method_not_allowed, "GET was expected");
@@ -301,7 +321,9 @@ class session : public std::enable_shared_from_this<session> {
       }
 
       response reply;
+      const char* handler = "other";
       if (!failed) {
+        handler = router::handler_of(parser.get());
         const bool keep_alive = parser.get().keep_alive() && !draining_;
         const bool head = parser.get().method() == http::verb::head;
         reply = co_await router_.respond(parser.release());
@@ -323,7 +345,7 @@ class session : public std::enable_shared_from_this<session> {
         reply.keep_alive(false);
         reply.prepare_payload();
       }
-      model_.count(reply.result_int());
+      model_.count(handler, reply.result_int());
       stream_.expires_after(limits_.body_timeout);
       auto [broken, written] = co_await http::async_write(stream_, reply, no_throw);
       if (broken || !reply.keep_alive()) break;
@@ -409,9 +431,10 @@ class server {
   void turn_away(tcp::socket& socket) {
     beast::error_code ignored;
     socket.non_blocking(true, ignored);
-    constexpr char full[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    constexpr char full[] =
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     socket.write_some(asio::buffer(full, sizeof full - 1), ignored);
-    model_.count(503);
+    model_.count("other", 503);
   }
 
   void start(const std::shared_ptr<session>& opened) {

@@ -25,7 +25,10 @@ case ${1:-} in
     packages=(librdkafka-dev nlohmann-json3-dev python3)
     targets=(queue_worker_kafka queue_client_kafka)
     ;;
-  scale_out) packages=("${server_packages[@]}" nginx-light) targets=(inference_server) ;;
+  scale_out)
+    packages=("${server_packages[@]}" nginx-light librabbitmq-dev rabbitmq-server)
+    targets=(inference_server queue_worker queue_client)
+    ;;
   monitoring) packages=("${server_packages[@]}" prometheus) targets=(inference_server) ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
@@ -116,7 +119,7 @@ show_queue_worker_kafka() {
 }
 
 show_scale_out() {
-  say "Two servers of which one is killed and one drained; then 1, 2 and 4"
+  say "Two servers of which one is killed and one drained; then 1, 2 and 4; workers on a queue of which one is killed"
   "$root/examples/production/scale_out.sh" "$programs"
 }
 
