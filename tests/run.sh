@@ -120,8 +120,8 @@ install_needs() {
   fi
   # Likewise, for the programs of examples/production.
   if [[ -n $strict && $wanted == all ]]; then
-    install_packages libboost1.81-dev nlohmann-json3-dev libcurl4-openssl-dev librabbitmq-dev rabbitmq-server nginx-light \
-      libopencv-dnn-dev python3 || warn "Not all programs of examples/production are built and tested."
+    install_packages libboost1.81-dev nlohmann-json3-dev libcurl4-openssl-dev librabbitmq-dev rabbitmq-server librdkafka-dev \
+      nginx-light libopencv-dnn-dev python3 || warn "Not all programs of examples/production are built and tested."
   fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)
