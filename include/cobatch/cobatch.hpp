@@ -26,6 +26,7 @@
 #include <cobatch/predict_stream.hpp>
 #include <cobatch/progress_bar.hpp>
 #include <cobatch/rate_limiter.hpp>
+#include <cobatch/resource_pool.hpp>
 #include <cobatch/run_loop.hpp>
 #include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
