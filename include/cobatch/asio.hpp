@@ -57,7 +57,7 @@ concept asio_place = std::convertible_to<Where, Executor> || requires(std::remov
 template <class Make>
 concept asio_maker = std::invocable<std::decay_t<Make>&, std::stop_token> || std::invocable<std::decay_t<Make>&>;
 
-template <class Make>
+template <asio_maker Make>
 constexpr decltype(auto) make_for_asio(Make& make, [[maybe_unused]] const std::stop_token& stop) {
   if constexpr (std::invocable<Make&, std::stop_token>) {
     return std::invoke(make, stop);
