@@ -1,7 +1,9 @@
 # Checks the headers' include graph: cmake -D INCLUDE_DIR=include -P include_graph.cmake
 #   - a header includes only headers of its own or a lower rank, and there is no cycle;
 #   - detail/ includes no public header but version.hpp and expected.hpp;
-#   - cobatch.hpp includes every public header (what lies in include/cobatch itself); every header has #pragma once.
+#   - cobatch.hpp includes every public header (what lies in include/cobatch itself) but the optional ones, which need more
+#     than the standard library; no other header includes those; every header has #pragma once;
+#   - nothing else is there but README.md and the module, cobatch.cppm.
 cmake_minimum_required(VERSION 3.23)
 
 set(rank_0 version expected)  # and detail/*
@@ -10,6 +12,7 @@ set(rank_2 task executor semaphore)
 set(rank_3 sync_wait run_loop thread_pool simulation batch_options observer rate_limiter adaptive_limit stream_options micro_batch_options)
 # rank 4: engine/*
 # rank 5: every other public header
+set(optional asio.hpp detail/asio_net.hpp detail/asio_loop.hpp)
 set(rank_6 cobatch)
 
 function(rank_of header out)
@@ -44,6 +47,10 @@ foreach(header IN LISTS headers)
     list(REMOVE_ITEM headers ${header})
     continue()
   endif()
+  if(header STREQUAL "cobatch.cppm")
+    list(REMOVE_ITEM headers ${header})
+    continue()
+  endif()
   if(NOT header MATCHES "\\.hpp$")
     problem("${header}: every file here is named *.hpp")
   endif()
@@ -64,6 +71,9 @@ foreach(header IN LISTS headers)
         problem("${header}: includes <cobatch/${included}>, which does not exist")
         continue()
       endif()
+      if(included IN_LIST optional AND NOT header IN_LIST optional)
+        problem("${header}: includes ${included}, which is optional")
+      endif()
       list(APPEND includes_of_${header} ${included})
       rank_of(${included} included_rank)
       if(included_rank GREATER rank)
@@ -77,7 +87,7 @@ foreach(header IN LISTS headers)
 endforeach()
 
 foreach(header IN LISTS headers)
-  if(NOT header MATCHES "^(detail|engine)/" AND NOT header STREQUAL "cobatch.hpp"
+  if(NOT header MATCHES "^(detail|engine)/" AND NOT header IN_LIST optional AND NOT header STREQUAL "cobatch.hpp"
       AND NOT header IN_LIST includes_of_cobatch.hpp)
     problem("cobatch.hpp does not include ${header}")
   endif()

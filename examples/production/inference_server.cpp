@@ -30,9 +30,9 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/beast.hpp>
 
+#include <cobatch/asio.hpp>
 #include <cobatch/cobatch.hpp>
 
-#include "asio_bridge.hpp"
 #include "engine.hpp"
 #include "open_inference_protocol.hpp"
 #include "options.hpp"
@@ -255,7 +255,7 @@ class router {
     const std::chrono::nanoseconds deadline =
         timeout ? std::chrono::nanoseconds(std::chrono::milliseconds(*timeout)) : cobatch::no_timeout;
     task<std::vector<image_outcome>> work = model_.predict(parsed.rows, deadline);
-    const std::vector<image_outcome> outcomes = co_await async_run(std::move(work), asio::use_awaitable);
+    const std::vector<image_outcome> outcomes = co_await cobatch::as_asio(std::move(work));
 
     if (plain && !one) {  // each image has its own outcome
       json predictions = json::array();

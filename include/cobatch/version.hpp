@@ -5,9 +5,18 @@
 
 #include <cobatch/detail/abi.hpp>
 
+// New in 0.2:
+//   - <cobatch/asio.hpp>, optional: asio_executor, as_asio, from_asio.
+//   - batch_predict_into: outcomes where the caller says. batch_predict_many groups by key and weighs.
+//   - retry_if may see predict's own error type.
+//   - What looks awaitable and is not, such as a std::future, is refused as the result of predict.
+//   - Units that were compiled differently do not link where they would not agree.
+//   - thread_pool: execute_all(), take_back(), idle().
+//   - A pkg-config file, one header instead of many, and a module.
+
 // The build reads the project's version from these three lines.
 #define COBATCH_VERSION_MAJOR 0
-#define COBATCH_VERSION_MINOR 1
+#define COBATCH_VERSION_MINOR 2
 #define COBATCH_VERSION_PATCH 0
 
 /// The version as one number that the preprocessor can compare: 1.2.3 is 10203.
