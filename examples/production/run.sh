@@ -3,6 +3,7 @@
 #
 #   examples/production/run.sh inference_server
 #   examples/production/run.sh bulk_job
+#   examples/production/run.sh engine_opencv
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
@@ -16,6 +17,7 @@ case ${1:-} in
     packages=(libcurl4-openssl-dev libboost1.81-dev nlohmann-json3-dev python3)
     targets+=(inference_server)  # which it asks
     ;;
+  engine_opencv) packages=(libopencv-dnn-dev python3) ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -92,6 +94,11 @@ show_bulk_job() {
   "${job[@]}"
   head -n 2 "$output" | cut -c -120
   stop_server
+}
+
+show_engine_opencv() {
+  say "The digits network as ONNX, run by OpenCV"
+  "$programs/engine_opencv"
 }
 
 "show_$name"
