@@ -7,6 +7,7 @@
 #   examples/production/run.sh queue_worker_kafka
 #   examples/production/run.sh scale_out
 #   examples/production/run.sh monitoring
+#   examples/production/run.sh engine_opencv
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
@@ -30,6 +31,7 @@ case ${1:-} in
     targets=(inference_server queue_worker queue_client)
     ;;
   monitoring) packages=("${server_packages[@]}" prometheus) targets=(inference_server) ;;
+  engine_opencv) packages=(libopencv-dnn-dev python3) targets=(engine_opencv) ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -126,6 +128,11 @@ show_scale_out() {
 show_monitoring() {
   say "Prometheus scrapes the server, and is asked what the dashboard asks"
   python3 "$root/examples/production/monitoring/monitoring_test.py" "$programs/inference_server" "$digits"
+}
+
+show_engine_opencv() {
+  say "The digits network as ONNX, run by OpenCV"
+  "$programs/engine_opencv"
 }
 
 "show_$name"

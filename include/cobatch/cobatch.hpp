@@ -33,6 +33,9 @@
 #include <cobatch/stream_options.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
+#include <cobatch/task_scope.hpp>
 #include <cobatch/thread_pool.hpp>
 #include <cobatch/trace.hpp>
 #include <cobatch/version.hpp>
+#include <cobatch/when_all.hpp>
+#include <cobatch/with_timeout.hpp>

@@ -42,7 +42,7 @@ class [[nodiscard]] caught {
   outcome await_resume() {
     if (!std::exchange(waits_, false)) return outcome(unexpect, std::move(thrown_));
     outcome result(unexpect, std::exception_ptr());
-    guarded([&] { work_.resume([&](auto&& came) { result.emplace(static_cast<decltype(came)>(came)); }); },
+    guarded([&] { work_.resume([&](auto&&... came) { result.emplace(static_cast<decltype(came)>(came)...); }); },
             [&] { result = outcome(unexpect, std::current_exception()); });
     return result;
   }
