@@ -4,7 +4,8 @@
 
     soak.py PROGRAM DIGITS_CSV SECONDS
 
-Fails if the memory still grows in the second half, or if a kind client does not get its answer."""
+Fails if the memory still grows in the second half, or if a client does not get the answer that it deserves. Not for a
+server with a sanitizer, which keeps memory that was freed."""
 
 import collections
 import json
