@@ -115,6 +115,9 @@ install_needs() {
   if [[ -n $strict ]] && ! command -v promtool >/dev/null; then
     install_packages prometheus || warn "The Prometheus text is not checked by promtool."
   fi
+  if [[ -n $strict ]] && ! has_header boost/asio.hpp; then
+    install_packages libboost1.81-dev || warn "<cobatch/asio.hpp> is not tested."
+  fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)
     version=19
