@@ -118,10 +118,11 @@ install_needs() {
   if [[ -n $strict ]] && ! command -v promtool >/dev/null; then
     install_packages prometheus || warn "The Prometheus text is not checked by promtool."
   fi
-  # Likewise, for the programs of examples/production.
+  # Likewise, for <cobatch/asio.hpp> and the programs of examples/production.
   if [[ -n $strict && $wanted == all ]]; then
-    install_packages libboost1.81-dev nlohmann-json3-dev libcurl4-openssl-dev librabbitmq-dev rabbitmq-server librdkafka-dev \
-      nginx-light libopencv-dnn-dev python3 || warn "Not all programs of examples/production are built and tested."
+    install_packages libboost1.81-dev nlohmann-json3-dev python3 || warn "<cobatch/asio.hpp> may not be tested."
+    install_packages libcurl4-openssl-dev librabbitmq-dev rabbitmq-server librdkafka-dev nginx-light libopencv-dnn-dev ||
+      warn "Not all programs of examples/production are built and tested."
   fi
   if [[ $all == *'|clang|'* ]]; then
     find_clangxx || packages+=(clang-19)

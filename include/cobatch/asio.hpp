@@ -377,7 +377,8 @@ template <class Executor, class Awaitable>
   requires(detail::awaitable<Awaitable> && !detail::is_asio_awaitable<std::remove_cvref_t<Awaitable>>)
 detail::asio_result<Awaitable, Executor> as_asio(Awaitable&& awaitable) {
   static_assert(std::is_reference_v<Awaitable> || std::move_constructible<Awaitable>,
-                "cobatch: as_asio(): what cannot be moved is made by a function: as_asio([&] { return stream.next(); })");
+                "cobatch: as_asio(): what cannot be moved is made by a function: "
+                "as_asio([&] { return stream.next(); })");
   return detail::await_in_asio<Executor, Awaitable>(std::forward<Awaitable>(awaitable));
 }
 

@@ -149,7 +149,7 @@ class asio_loop : public std::enable_shared_from_this<asio_loop<Executor>> {
     if (closed_) return;
     if (number == alarm_number_) alarm_at_ = timer_queue::never;
     wake(steady_now());
-    guarded([&] { set_alarm(); }, [&] { wake(timer_queue::never - 1); });  // no memory for a timer: too early, not never
+    guarded([&] { set_alarm(); }, [&] { wake(timer_queue::never - 1); });  // no memory: too early rather than never
   }
 
   /// While it lives, what this thread destroys was not posted.
@@ -176,15 +176,17 @@ class asio_loop : public std::enable_shared_from_this<asio_loop<Executor>> {
     std::shared_ptr<asio_loop> loop;
   };
 
+  using clock = std::chrono::steady_clock;
+  using timer = net::basic_waitable_timer<clock, net::wait_traits<clock>, Executor>;
+
   const executor_ref owner_;
   const Executor executor_;
 
   mutex mutex_;  // guards everything below
   handle_queue ready_;
   timer_queue timers_;
-  std::size_t turns_ = 0;  // posted, and not called yet
-  std::optional<net::basic_waitable_timer<std::chrono::steady_clock, net::wait_traits<std::chrono::steady_clock>, Executor>>
-      alarm_;              // until it is closed
+  std::size_t turns_ = 0;                      // posted, and not called yet
+  std::optional<timer> alarm_;                 // until it is closed
   nanoseconds alarm_at_ = timer_queue::never;  // when it is set for
   std::uint64_t alarm_number_ = 0;             // of the last time that it was set
   bool closed_ = false;

@@ -72,8 +72,8 @@ struct predict_traits {
   static_assert(!looks_awaitable<value> && !looks_awaitable<value_in<value>>,
                 "cobatch: predict returns something that only looks awaitable: a plain coroutine cannot co_await it, so "
                 "its outcome would be a success before it has come. Of a future return .get(); a callback API goes "
-                "through cobatch::from_callback(); another library's coroutine must be started, and tell how it ended, "
-                "through that as well");
+                "through cobatch::from_callback(), an asio::awaitable through cobatch::from_asio() of <cobatch/asio.hpp>; "
+                "another library's coroutine must be started, and tell how it ended, through from_callback() as well");
 };
 
 }  // namespace cobatch::detail
