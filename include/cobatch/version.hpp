@@ -8,6 +8,7 @@
 // New in 0.2:
 //   - <cobatch/asio.hpp>, optional: asio_executor, as_asio, from_asio.
 //   - batch_predict_into: outcomes where the caller says. batch_predict_many groups by key and weighs.
+//   - when_all, when_any, with_timeout and task_scope, for a few things of different kinds.
 //   - resource_pool and with_resource lend each of a number of models to one coroutine at a time.
 //   - Options take any std::chrono duration, and what is shared itself or by its address; what co_await gives must be used.
 //   - retry_if may see predict's own error type.
