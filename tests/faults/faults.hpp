@@ -5,10 +5,10 @@
 #include <array>
 #include <chrono>
 #include <coroutine>
-#include <cstdio>
-#include <cstdlib>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <initializer_list>
@@ -30,10 +30,10 @@
 enum class fault : unsigned char {
   none,
   allocation,
-  no_memory,     // this allocation and all later ones
-  copy,          // of a sample or a value
+  no_memory,  // this allocation and all later ones
+  copy,       // of a sample or a value
   move,
-  compare,       // of the input's iterators
+  compare,  // of the input's iterators
   advance,
   read,
   predict,
@@ -42,18 +42,18 @@ enum class fault : unsigned char {
   retry_after,
   key,
   hook,
-  post,          // the executor says no to this one
+  post,  // the executor says no to this one
   post_throws,
-  stopped,       // to this one and all later ones
-  timer,         // schedule_after() gives false, though nobody stopped it
+  stopped,  // to this one and all later ones
+  timer,    // schedule_after() gives false, though nobody stopped it
   timer_throws,
-  no_timers,     // from this one on
+  no_timers,  // from this one on
 };
 
 constexpr const char* name_of(fault kind) noexcept {
-  constexpr std::array names{"none",     "allocation", "no_memory", "copy",        "move", "compare", "advance", "read",
-                             "predict",  "cost",       "retry_if",    "retry_after", "key", "hook", "post",
-                             "post_throws", "stopped",  "timer",       "timer_throws", "no_timers"};
+  constexpr std::array names{"none", "allocation",  "no_memory", "copy",     "move",         "compare",  "advance",
+                             "read", "predict",     "cost",      "retry_if", "retry_after",  "key",      "hook",
+                             "post", "post_throws", "stopped",   "timer",    "timer_throws", "no_timers"};
   return names[static_cast<std::size_t>(kind)];
 }
 
@@ -62,10 +62,11 @@ constexpr bool is_of_memory(fault kind) noexcept {
 }
 
 /// Every kind.
-inline constexpr std::array all_faults{
-    fault::allocation, fault::no_memory, fault::copy,     fault::move,        fault::compare, fault::advance, fault::read,
-    fault::predict,    fault::cost,     fault::retry_if,    fault::retry_after, fault::key, fault::hook,
-    fault::post,       fault::post_throws, fault::stopped,  fault::timer,   fault::timer_throws, fault::no_timers};
+inline constexpr std::array all_faults{fault::allocation, fault::no_memory,    fault::copy,        fault::move,
+                                       fault::compare,    fault::advance,      fault::read,        fault::predict,
+                                       fault::cost,       fault::retry_if,     fault::retry_after, fault::key,
+                                       fault::hook,       fault::post,         fault::post_throws, fault::stopped,
+                                       fault::timer,      fault::timer_throws, fault::no_timers};
 
 /// Which one is to strike: the n-th of its kind from arm() on.
 class fault_plan {
@@ -241,7 +242,8 @@ inline std::size_t inject(const std::string& name, std::span<const fault> kinds,
       found.require(live_allocations() == live, "memory leaks, or is freed twice",
                     static_cast<int>(live_allocations() - live));
     }
-    found.require(fragile_lives.alive == 0, "objects leak, or are destroyed twice", static_cast<int>(fragile_lives.alive));
+    found.require(fragile_lives.alive == 0, "objects leak, or are destroyed twice",
+                  static_cast<int>(fragile_lives.alive));
     fragile_lives.alive = 0;
     if (found.problem()) {
       INFO(name << ": " << name_of(kind) << " " << n << ": " << found.problem() << " (" << found.number() << ")");

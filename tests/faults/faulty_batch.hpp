@@ -81,7 +81,7 @@ class world {
   std::vector<fragile> samples;
   int running = 0;
   bool over = false;  // the run has returned or thrown
-  int resumed = 0;  // how often the await went on
+  int resumed = 0;    // how often the await went on
 
   void fill() {
     for (int i = 0; i < samples_of_a_batch; ++i) samples.emplace_back(i);
@@ -148,8 +148,7 @@ class world {
   detached resume_elsewhere(std::coroutine_handle<> handle) {
     try {
       co_await sim.calm().schedule_after(std::chrono::milliseconds(1));
-    } catch (const std::bad_alloc&) {
-    }
+    } catch (const std::bad_alloc&) {}
     if (over) co_return;  // a run that ended with bad_alloc has destroyed it
     const cobatch::detail::executor_scope scope(cobatch::detail::ref(nobody));
     handle.resume();
@@ -336,7 +335,8 @@ void run_batch(verdict& v, world& w, bool sized, Start start) {
     v.require(size <= samples_of_a_batch + 1, "too many results", size);
     if (!plan.struck() && !w.wants.fail_fast) v.require(size == samples_of_a_batch, "samples got lost", size);
     for (int i = 0; i < size; ++i) check_outcome(v, w, i, (*results)[static_cast<std::size_t>(i)]);
-    if (plan.kind() == fault::hook && plan.struck()) v.require(w.observer.failures <= 1, "a hook's failure was counted twice");
+    if (plan.kind() == fault::hook && plan.struck())
+      v.require(w.observer.failures <= 1, "a hook's failure was counted twice");
   }
   check_the_end(v, w);
 }
@@ -345,18 +345,42 @@ inline const std::vector<wishes>& all_wishes() {
   static const std::vector<wishes> all{
       {.name = "no options"},
       {.name = "a cap and a semaphore", .max_concurrency = 2, .semaphore = true},
-      {.name = "retry, timeout, semaphore, observer", .semaphore = true, .observer = true, .retry = true, .timeout = true},
+      {.name = "retry, timeout, semaphore, observer",
+       .semaphore = true,
+       .observer = true,
+       .retry = true,
+       .timeout = true},
       {.name = "hedge, rate, observer", .rate = true, .observer = true, .hedge = true},
       {.name = "weights, semaphore, retry", .semaphore = true, .retry = true, .weights = true},
       {.name = "fail fast, a deadline, a stop", .deadline = true, .stop = true, .fail_fast = true},
-      {.name = "a short time in the queue", .max_concurrency = 4, .semaphore = true, .observer = true, .timeout = true,
+      {.name = "a short time in the queue",
+       .max_concurrency = 4,
+       .semaphore = true,
+       .observer = true,
+       .timeout = true,
        .queue_timeout = true},
       {.name = "ends elsewhere", .elsewhere = true},
-      {.name = "ends elsewhere, a cap, a semaphore, hedge, retry", .max_concurrency = 3, .semaphore = true, .observer = true,
-       .retry = true, .hedge = true, .elsewhere = true},
-      {.name = "everything", .max_concurrency = 3, .semaphore = true, .rate = true, .observer = true, .retry = true,
-       .hedge = true, .timeout = true, .deadline = true, .queue_timeout = true, .limit = true, .weights = true,
-       .stop = true, .elsewhere = true},
+      {.name = "ends elsewhere, a cap, a semaphore, hedge, retry",
+       .max_concurrency = 3,
+       .semaphore = true,
+       .observer = true,
+       .retry = true,
+       .hedge = true,
+       .elsewhere = true},
+      {.name = "everything",
+       .max_concurrency = 3,
+       .semaphore = true,
+       .rate = true,
+       .observer = true,
+       .retry = true,
+       .hedge = true,
+       .timeout = true,
+       .deadline = true,
+       .queue_timeout = true,
+       .limit = true,
+       .weights = true,
+       .stop = true,
+       .elsewhere = true},
   };
   return all;
 }

@@ -258,8 +258,7 @@ TEST_CASE("faults: tasks that are awaited, and sync_wait") {
       ended = true;
     } catch (const std::bad_alloc&) {
       v.require(is_of_memory(plan.kind()), "bad_alloc without a cause");
-    } catch (const injected_failure&) {
-    }
+    } catch (const injected_failure&) {}
     plan.disarm();
     v.require(ended != plan.struck(), "it ended and failed, or neither");
   });

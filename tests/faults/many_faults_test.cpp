@@ -91,7 +91,8 @@ TEST_CASE("faults: a batch into outcomes that are there already") {
         v.require(counts->succeeded == values, "values are counted wrongly", static_cast<int>(counts->succeeded));
         v.require(counts->not_started <= none, "what did not start is counted wrongly",
                   static_cast<int>(counts->not_started));
-        v.require(counts->succeeded + counts->failed + counts->not_started == outcomes.size(), "the counts add up wrongly");
+        v.require(counts->succeeded + counts->failed + counts->not_started == outcomes.size(),
+                  "the counts add up wrongly");
       }
       check_the_end(v, w);
     };
@@ -104,12 +105,12 @@ TEST_CASE("faults: batches for a model that takes many") {
     const char* name;
     bool isolate, keys;
   };
-  for (const variant& how : {variant{"", false, false}, variant{", isolated", true, false},
-                             variant{", by keys, isolated", true, true}}) {
-    for (const wishes& each : {wishes{}, wishes{.name = "semaphore, observer, deadline", .semaphore = true, .observer = true,
-                                                .deadline = true},
-                               wishes{.name = "two at a time, retry, rate", .max_concurrency = 2, .rate = true,
-                                      .retry = true}}) {
+  for (const variant& how :
+       {variant{"", false, false}, variant{", isolated", true, false}, variant{", by keys, isolated", true, true}}) {
+    for (const wishes& each :
+         {wishes{},
+          wishes{.name = "semaphore, observer, deadline", .semaphore = true, .observer = true, .deadline = true},
+          wishes{.name = "two at a time, retry, rate", .max_concurrency = 2, .rate = true, .retry = true}}) {
       inject(std::string("many") + how.name + ", " + each.name, all_faults, [&](verdict& v) {
         world w(each, 1);
         w.fill();
@@ -118,7 +119,8 @@ TEST_CASE("faults: batches for a model that takes many") {
           const auto scope = inside(w.sim);
           const cobatch::many_options many{.max_batch_size = 3, .isolate_failures = how.isolate};
           if (how.keys) {
-            auto all = batch_predict_many(w.sim, w.samples, cobatch::bucketed(many_model{&w}, key_of()), many, w.options());
+            auto all =
+                batch_predict_many(w.sim, w.samples, cobatch::bucketed(many_model{&w}, key_of()), many, w.options());
             results.emplace(co_await std::move(all));
           } else {
             auto all = batch_predict_many(w.sim, w.samples, many_model{&w}, many, w.options());
@@ -144,7 +146,8 @@ TEST_CASE("faults: batches for a model that takes many") {
             } else {
               const bool shares_poison = !how.isolate && (how.keys ? i % 2 == 0 : i < 3);
               if ((i == 2 || shares_poison) && outcome.error().code == cobatch::errc::exception) continue;
-              v.require(plan.struck() && explains(plan.kind(), outcome.error()), name_of(outcome.error().code).data(), i);
+              v.require(plan.struck() && explains(plan.kind(), outcome.error()), name_of(outcome.error().code).data(),
+                        i);
             }
           }
         }

@@ -50,7 +50,8 @@ task<void> take_all(verdict& v, world& w, bool ordered, bool some, Start start, 
     for (int n = 0; !some || n < 3; ++n) {
       auto item = co_await stream.next();
       if (!item) break;
-      v.require(item->index < 16 && all.outcomes[item->index]++ == 0, "a sample came twice", static_cast<int>(item->index));
+      v.require(item->index < 16 && all.outcomes[item->index]++ == 0, "a sample came twice",
+                static_cast<int>(item->index));
       if (ordered && !all.failed) v.require(item->index >= all.last, "out of order", static_cast<int>(item->index));
       all.last = item->index;
       check_outcome(v, w, static_cast<int>(item->index), item->result);
@@ -98,7 +99,8 @@ TEST_CASE("faults: a stream over a vector, and over a source that is awaited") {
     if (each.weights) continue;
     for (const bool ordered : {false, true}) {
       for (const bool some : {false, true}) {
-        const std::string name = std::string(ordered ? "ordered stream" : "stream") + (some ? ", closed early, " : ", ") + each.name;
+        const std::string name =
+            std::string(ordered ? "ordered stream" : "stream") + (some ? ", closed early, " : ", ") + each.name;
         const cobatch::stream_options how{
             .order = ordered ? cobatch::result_order::input : cobatch::result_order::completion,
             .window = each.max_concurrency == cobatch::unlimited ? std::size_t{4} : each.max_concurrency + 1};
