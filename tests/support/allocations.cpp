@@ -9,10 +9,18 @@ namespace {
 
 thread_local constinit std::size_t made = 0;
 thread_local constinit std::size_t fails_in = 0;
+thread_local constinit bool fails_forever = false;
+thread_local constinit bool failed = false;
+thread_local constinit std::ptrdiff_t live = 0;
 
 void* take(std::size_t size, std::size_t alignment) {
   ++made;
-  if (fails_in > 0 && --fails_in == 0) return nullptr;
+  if (fails_in > 0 && --fails_in == 0) {
+    failed = true;
+    if (fails_forever) fails_in = 1;
+    return nullptr;
+  }
+  ++live;
   if (alignment <= alignof(std::max_align_t)) return std::malloc(size == 0 ? 1 : size);
   return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
 }
@@ -22,18 +30,30 @@ void* take_or_throw(std::size_t size, std::size_t alignment) {
   throw std::bad_alloc();
 }
 
+void give_back(void* memory) noexcept {
+  if (memory) --live;
+  std::free(memory);
+}
+
 }  // namespace
 
 std::size_t allocations() noexcept {
   return made;
 }
-void fail_allocation_in(std::size_t n) noexcept {
+std::ptrdiff_t live_allocations() noexcept {
+  return live;
+}
+void fail_allocation_in(std::size_t n, bool and_all_later_ones) noexcept {
   fails_in = n;
+  fails_forever = and_all_later_ones;
+  failed = false;
+}
+bool allocation_has_failed() noexcept {
+  return failed;
 }
 bool allocation_failure_is_pending() noexcept {
-  const bool pending = fails_in != 0;
   fails_in = 0;
-  return pending;
+  return !failed;
 }
 
 void* operator new(std::size_t size) {
@@ -61,26 +81,26 @@ void* operator new[](std::size_t size, std::align_val_t alignment, const std::no
   return take(size, static_cast<std::size_t>(alignment));
 }
 void operator delete(void* memory) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete[](void* memory) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }
 void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
+  give_back(memory);
 }

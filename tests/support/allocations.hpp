@@ -8,8 +8,14 @@
 /// How many allocations this thread has made so far.
 std::size_t allocations() noexcept;
 
+/// How many of them this thread has not freed. What other threads free counts for them.
+std::ptrdiff_t live_allocations() noexcept;
+
 /// The n-th allocation of this thread from now on throws std::bad_alloc; 0: none does.
-void fail_allocation_in(std::size_t n) noexcept;
+void fail_allocation_in(std::size_t n, bool and_all_later_ones = false) noexcept;
+
+/// Whether the allocation that was to fail has been asked for.
+bool allocation_has_failed() noexcept;
 
 /// True: the allocation that was to fail has not been asked for yet. Switches the failure off.
 bool allocation_failure_is_pending() noexcept;
