@@ -238,6 +238,9 @@ inline std::size_t inject(const std::string& name, std::span<const fault> kinds,
     }
     plan.disarm();
     found.require(!plan.has_no_end(), "it goes on for ever");
+    // An inside() in a coroutine that outlives its run() has put back what it found there.
+    cobatch::detail::this_thread_loop = nullptr;
+    cobatch::detail::this_thread_executor = {};
     if (kind != fault::none || n > 1) {
       found.require(live_allocations() == live, "memory leaks, or is freed twice",
                     static_cast<int>(live_allocations() - live));

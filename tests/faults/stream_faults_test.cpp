@@ -121,7 +121,7 @@ TEST_CASE("faults: a stream over a vector, and over a source that is awaited") {
   CHECK(faults > 1000);
 }
 
-TEST_CASE("faults: a stream that goes where nobody runs its executor any more", "[.]") {
+TEST_CASE("faults: a stream that goes where nobody runs its executor any more") {
   for (const wishes& each : all_wishes()) {
     if (each.weights) continue;
     inject(std::string("a stream goes, ") + each.name, all_faults, [&](verdict& v) {

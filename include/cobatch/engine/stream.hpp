@@ -176,20 +176,22 @@ class stream_state {
     // Blocks only where neither our executor nor anybody up the stack may be what the end has to wait for.
     const bool on_our_executor = current_executor().refers_to(std::addressof(self->ex_)) ||
                                  (!std::is_same_v<executor_type, inline_executor> && runs_here(self->ex_));
-    if (this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get())) {
-      if constexpr (executor_blocks<executor_type> != nullptr &&
-                    requires { static_cast<bool>(self->ex_.is_running()); }) {
-        // A loop that nobody runs: we do, until the end; or until nothing goes on, in a deadlock.
-        if (!self->ex_.is_running()) {
-          const bool ended = guarded(
-              [&] {
-                self->ex_.run(stream_close<stream_state>(*self));
-                return true;
-              },
-              [] { return false; });
-          if (ended || is_deserted(self->ex_)) return;
-        }
+    bool blocks = this_thread_loop == nullptr && !on_our_executor && !delivery::is_on_stack(self.get());
+    if constexpr (executor_blocks<executor_type> != nullptr &&
+                  requires { static_cast<bool>(self->ex_.is_running()); }) {
+      // A loop that nobody runs: we do, until the end; or until nothing goes on, in a deadlock.
+      if (blocks && !self->ex_.is_running()) {
+        const bool ended = guarded(
+            [&] {
+              self->ex_.run(stream_close<stream_state>(*self));
+              return true;
+            },
+            [] { return false; });
+        if (ended || is_deserted(self->ex_)) return;
+        blocks = false;  // there is no memory to run it: whoever runs the loop next brings it to its end
       }
+    }
+    if (blocks) {
       sync_wait(stream_close<stream_state>(*self));
       return;
     }
