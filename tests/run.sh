@@ -26,14 +26,14 @@ gcc-20-quick           | quick    | gcc   | libstdc++ | 20 | Debug   |          
 gcc-20                 | all      | gcc   | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0
 gcc-20-tsan            | all      | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_PRODUCTION=OFF
 clang-libcxx-20-asan   | all      | clang | libc++    | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
-gcc-20-asan            | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
-gcc-23-asan            | all      | gcc   | libstdc++ | 23 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF
-gcc-20-benchmarks      | all      | gcc   | libstdc++ | 20 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_BENCHMARKS=ON -DCOBATCH_BUILD_PRODUCTION=OFF
+gcc-20-asan            | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF -DCOBATCH_TEST_ASIO=OFF
+gcc-23-asan            | all      | gcc   | libstdc++ | 23 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=programs -DCOBATCH_BUILD_PRODUCTION=OFF -DCOBATCH_TEST_ASIO=OFF
+gcc-20-benchmarks      | all      | gcc   | libstdc++ | 20 | Release |                   | -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_BENCHMARKS=ON -DCOBATCH_BUILD_PRODUCTION=OFF -DCOBATCH_TEST_ASIO=OFF
 gcc-23                 | named    | gcc   | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
 clang-libstdcxx-20     | named    | clang | libstdc++ | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
 clang-libstdcxx-23     | named    | clang | libstdc++ | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
 clang-libcxx-20        | named    | clang | libc++    | 20 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_BUILD_PRODUCTION=OFF
-clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_PRODUCTION=OFF
+clang-libcxx-23        | all      | clang | libc++    | 23 | Debug   |                   | -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCOBATCH_TEST_PARTS=threads -DCOBATCH_BUILD_PRODUCTION=OFF -DCOBATCH_TEST_ASIO=OFF
 production-asan        | named    | gcc   | libstdc++ | 20 | Debug   | address,undefined | -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DCOBATCH_TEST_PARTS=none
 production-tsan        | named    | gcc   | libstdc++ | 20 | Release | thread            | -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCOBATCH_TEST_PARTS=none
 TABLE

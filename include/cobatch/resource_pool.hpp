@@ -65,6 +65,7 @@ class resource_pool {
   /// How many coroutines wait for one at this moment.
   std::size_t waiting() const noexcept { return permits_.waiting(); }
 
+  COBATCH_COROUTINES_BEGIN
   /// `co_await` gives a lease once one is free.
   ///
   /// Resumes: on the executor on which it was suspended.
@@ -76,6 +77,7 @@ class resource_pool {
     if (!permitted) co_return unexpected<error>(std::move(permitted).error());
     co_return lend(*std::move(permitted));
   }
+  COBATCH_COROUTINES_END
 
  private:
   expected<lease, error> lend(permit held) {
@@ -177,6 +179,7 @@ class resource_predict {
  public:
   resource_predict(resource_pool<T>& pool, Use use) : pool_(&pool), use_(std::move(use)) {}
 
+  COBATCH_COROUTINES_BEGIN
   template <class Sample>
     requires(takes_token<Sample> || std::is_invocable_v<Use&, T&, Sample&>)
   task<typename awaited<raw<Sample>>::type> operator()(Sample& sample, std::stop_token stop) {
@@ -196,6 +199,7 @@ class resource_predict {
       co_return call(use_, *held, sample, std::move(stop));
     }
   }
+  COBATCH_COROUTINES_END
 
  private:
   resource_pool<T>* pool_;

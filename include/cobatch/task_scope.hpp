@@ -70,6 +70,7 @@ class task_scope {
   void request_stop() { stop_.request_stop(); }
   std::stop_token stop_token() const { return stop_.get_token(); }
 
+  COBATCH_COROUTINES_BEGIN
   /// `co_await` waits until all have ended, those included that they spawn meanwhile; then nothing can be spawned.
   ///
   /// Resumes: on the executor on which it suspended.
@@ -87,6 +88,7 @@ class task_scope {
     }
     if (first) std::rethrow_exception(std::move(first));
   }
+  COBATCH_COROUTINES_END
 
  private:
   /// Belongs to nobody, and destroys itself at its end.
