@@ -663,3 +663,44 @@ TEST_CASE("predict_stream: a consumer that is resumed inside a predict may destr
   std::exchange(sample.parked, {}).resume();
   CHECK(ended);
 }
+
+TEST_CASE("predict_stream: two that wait for their inputs do not hand a shared permit to and fro") {
+  cobatch::simulation sim;
+  cobatch::async_semaphore permit(1);
+  struct source {
+    cobatch::simulation* sim;
+    int size;
+    int next_number = 0;
+    cobatch::task<std::optional<int>> next() {
+      if (next_number == size) co_return std::nullopt;
+      const int number = next_number++;
+      if (number % 3 == 1) co_await sim->schedule_after(std::chrono::milliseconds(number));
+      co_return number;
+    }
+  };
+  int calls = 0;
+  const auto consume = [&](int size, std::chrono::milliseconds first) -> cobatch::task<int> {
+    const auto predict = [&, first](int x) -> cobatch::task<int> {
+      ++calls;
+      if (x == 0) co_await sim.schedule_after(first);
+      co_return x;
+    };
+    auto stream = cobatch::predict_stream(sim, source{&sim, size}, predict, {.semaphore = permit},
+                                          {.order = cobatch::result_order::input, .window = 4});
+    int taken = 0;
+    while (const auto item = co_await stream.next()) ++taken;
+    co_await stream.close();
+    co_return taken;
+  };
+  const auto both = [&]() -> cobatch::task<> {
+    const std::vector<int> sizes{5, 2};
+    const auto each = [&](int size) { return consume(size, std::chrono::milliseconds(size == 2 ? 7 : 0)); };
+    const auto taken = co_await cobatch::batch_predict(sim, sizes, each);
+    CHECK(taken[0].value() == 5);
+    CHECK(taken[1].value() == 2);
+  };
+  sim.run(both());
+  CHECK(calls == 7);
+  CHECK(permit.available() == 1);
+  CHECK(sim.now().time_since_epoch() == std::chrono::milliseconds(11));
+}

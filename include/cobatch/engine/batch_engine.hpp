@@ -223,6 +223,7 @@ class batch_engine : public batch_crew<Types> {
     return needs_.gates && !(!needs_.gates_anew && (!options_.semaphore || self.shared_permit));
   }
   bool anything_to_start(const worker* here);
+  bool waits_for_input(const worker* here);
   bool weigh(lane& self);
   void leave_turn(lane& self);
   void refuse(lane& self, entry why);

@@ -125,7 +125,9 @@ auto batch_engine<Types>::before_a_lane(loop& here, worker& self) -> step {
   if (needs_.retries && retries_.any_ready()) return step::finished;
   if (!self.portion.empty() || refill(here, self)) return step::finished;
   if constexpr (!source::indexed) {
-    if (reader_.any() || !source_.exhausted()) return step::finished;
+    if (reader_.any() || !source_.exhausted()) {
+      return needs_.gates && waits_for_input(&self) ? step::elsewhere : step::finished;
+    }
   }
   return step::none;
 }
@@ -235,6 +237,10 @@ typename batch_lane<Types>::way batch_engine<Types>::one_sample_after_another(ba
           co_await self.says(step::none);
           continue;
         }
+        if (e.waits_for_input(self.worker)) {
+          co_await self.says(step::elsewhere);
+          continue;
+        }
         if (!e.asking_.enter()) {
           co_await self.says(step::queued);
           continue;
@@ -323,6 +329,19 @@ bool batch_engine<Types>::anything_to_start(const worker* here) {
     return !source_.exhausted() || shelves_.any();
   } else {
     return reader_.any() || !source_.exhausted();
+  }
+}
+
+/// Whether all that could be started is a sample for which the reader waits. Nobody takes a permit for it meanwhile: two
+/// batches would hand one to and fro.
+template <class Types>
+bool batch_engine<Types>::waits_for_input([[maybe_unused]] const worker* here) {
+  if constexpr (source::awaited) {
+    if (reader_.any() || !source_.turn().is_taken()) return false;
+    if (needs_.retries && retries_.any_ready()) return false;
+    return !(here && !here->portion.empty()) && !this->any_rest();
+  } else {
+    return false;
   }
 }
 
