@@ -103,7 +103,7 @@ class asio_executor {
   asio_executor& operator=(const asio_executor&) = delete;
   ~asio_executor() { loop_->close(); }
 
-  /// Queues the handle; false once the destructor has begun, or where there is no memory to queue it.
+  /// Queues the handle; false once the destructor has begun. Throws std::bad_alloc where there is no memory to queue it.
   bool execute(std::coroutine_handle<> handle) { return loop_->execute(handle); }
   std::size_t concurrency() const noexcept { return concurrency_; }
   bool running_in_this_thread() const noexcept {

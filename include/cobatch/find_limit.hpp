@@ -41,7 +41,7 @@ struct find_limit_options {
   std::size_t samples_per_limit = 0;      ///< 0: 200, or 20 times the limit if that is more
   time_span time_per_limit = std::chrono::seconds(2);  ///< no sample starts later than that
   double tolerance = 0.05;                        ///< so much less throughput than the best is still good enough
-  std::chrono::nanoseconds max_p99 = no_timeout;  ///< a limit with a higher p99 is not good enough
+  time_span max_p99 = no_timeout;                 ///< a limit with a higher p99 is not good enough
   batch_options batch = {};  ///< for each of the batches; max_concurrency and observer are set by find_limit()
 };
 

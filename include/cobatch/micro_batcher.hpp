@@ -89,12 +89,12 @@ class micro_batcher {
   /// every sample of the batch; `batch_size_mismatch` for all of a batch with a wrong number of results. std::bad_alloc
   /// from the co_await.
   [[nodiscard]] detail::micro_batch_predict<Sample, T> predict(Sample&& sample, std::stop_token stop = {},
-                                                               std::chrono::nanoseconds deadline = no_timeout) {
+                                                               time_span deadline = no_timeout) {
     return {*model_, std::move(sample), std::move(stop), deadline};
   }
   /// The same with a copy of the sample, which is made here.
   [[nodiscard]] detail::micro_batch_predict<Sample, T> predict(const Sample& sample, std::stop_token stop = {},
-                                                               std::chrono::nanoseconds deadline = no_timeout)
+                                                               time_span deadline = no_timeout)
     requires std::copy_constructible<Sample>
   {
     return {*model_, Sample(sample), std::move(stop), deadline};

@@ -22,23 +22,26 @@ inline constexpr std::chrono::nanoseconds no_timeout = std::chrono::nanoseconds:
 
 namespace detail {
 
-/// To the nearest nanosecond; what is beyond the ends of the range is the end, and no number at all is zero.
+/// Fractions go to the nearest nanosecond, what is finer than that is cut; what is beyond the ends of the range is the
+/// end, and no number at all is zero.
 template <class Count, class Period>
 constexpr std::chrono::nanoseconds whole_nanoseconds(std::chrono::duration<Count, Period> time) noexcept {
   using std::chrono::nanoseconds;
   using per_tick = std::ratio_divide<Period, std::nano>;
+  constexpr long double beyond = 9223372036854775808.0L;
   if constexpr (std::chrono::treat_as_floating_point_v<Count>) {
-    constexpr long double beyond = 9223372036854775808.0L;
-    const long double count = static_cast<long double>(time.count()) * per_tick::num / per_tick::den;
+      const long double count = static_cast<long double>(time.count()) * per_tick::num / per_tick::den;
     if (!(count > -beyond)) return count < 0 ? nanoseconds::min() : nanoseconds::zero();
     if (count >= beyond - 1) return nanoseconds::max();
     return nanoseconds(static_cast<std::int64_t>(count < 0 ? count - 0.5L : count + 0.5L));
-  } else if constexpr (per_tick::den == 1) {
-    std::int64_t count = 0;
-    if (!__builtin_mul_overflow(time.count(), std::int64_t{per_tick::num}, &count)) return nanoseconds(count);
-    return time.count() < 0 ? nanoseconds::min() : nanoseconds::max();
   } else {
-    return std::chrono::duration_cast<nanoseconds>(time);
+    const long double about = static_cast<long double>(time.count()) * per_tick::num / per_tick::den;
+    if (about >= beyond) return nanoseconds::max();
+    if (about <= -beyond) return nanoseconds::min();
+    // In two parts, neither of which is out of range.
+    const auto whole = static_cast<std::int64_t>(time.count() / per_tick::den);
+    const auto rest = static_cast<std::int64_t>(time.count() % per_tick::den);
+    return nanoseconds(whole * per_tick::num + rest * per_tick::num / per_tick::den);
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <exception>
 #include <functional>
@@ -13,6 +14,7 @@
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/stop_token.hpp>
+#include <cobatch/engine/types.hpp>
 #include <cobatch/error.hpp>
 #include <cobatch/expected.hpp>
 #include <cobatch/semaphore.hpp>
@@ -52,6 +54,7 @@ class resource_pool {
             return std::unique_ptr<T>(new T(make()));
           }
         }) {
+    static_assert(std::copy_constructible<Make>, "cobatch: resource_pool: make is kept in a std::function, and must be copyable");
     if (count == 0) detail::throw_or_fail<std::invalid_argument>("resource_pool: there must be one at least");
     free_.reserve(count);
     while (count > 0) free_.push_back(--count);
@@ -166,7 +169,7 @@ class resource_predict {
   }
   template <class Raw>
   struct awaited {
-    using type = Raw;
+    using type = std::remove_cvref_t<Raw>;
   };
   template <class Raw>
     requires detail::awaitable<Raw>
@@ -175,6 +178,8 @@ class resource_predict {
   };
   template <class Sample>
   using raw = decltype(call(std::declval<Use&>(), std::declval<T&>(), std::declval<Sample&>(), std::stop_token()));
+  template <class Sample>
+  using outcome = typename detail::slot_of<typename awaited<raw<Sample>>::type>::type;
 
  public:
   resource_predict(resource_pool<T>& pool, Use use) : pool_(&pool), use_(std::move(use)) {}
@@ -182,21 +187,29 @@ class resource_predict {
   COBATCH_COROUTINES_BEGIN
   template <class Sample>
     requires(takes_token<Sample> || std::is_invocable_v<Use&, T&, Sample&>)
-  task<typename awaited<raw<Sample>>::type> operator()(Sample& sample, std::stop_token stop) {
+  task<outcome<Sample>> operator()(Sample& sample, std::stop_token stop) {
+    using value = typename awaited<raw<Sample>>::type;
     auto asks = pool_->acquire(stop);
     auto acquired = co_await std::move(asks);
-    if (!acquired) {
-#if COBATCH_EXCEPTIONS
-      if (acquired.error().exception) std::rethrow_exception(acquired.error().exception);
-#endif
-      detail::throw_system_error(acquired.error().code, "nothing could be had from the resource_pool");
-    }
+    if (!acquired) co_return outcome<Sample>(unexpect, std::move(acquired).error());
     typename resource_pool<T>::lease held = *std::move(acquired);
     if constexpr (detail::awaitable<raw<Sample>>) {
       auto works = call(use_, *held, sample, std::move(stop));
-      co_return co_await std::move(works);
-    } else {
+      if constexpr (std::is_void_v<value>) {
+        co_await std::move(works);
+        co_return outcome<Sample>();
+      } else if constexpr (std::is_same_v<value, outcome<Sample>>) {
+        co_return co_await std::move(works);
+      } else {
+        co_return outcome<Sample>(std::in_place, co_await std::move(works));
+      }
+    } else if constexpr (std::is_void_v<value>) {
+      call(use_, *held, sample, std::move(stop));
+      co_return outcome<Sample>();
+    } else if constexpr (std::is_same_v<value, outcome<Sample>>) {
       co_return call(use_, *held, sample, std::move(stop));
+    } else {
+      co_return outcome<Sample>(std::in_place, call(use_, *held, sample, std::move(stop)));
     }
   }
   COBATCH_COROUTINES_END
@@ -207,7 +220,8 @@ class resource_predict {
 };
 
 /// `with_resource(pool, use)`: a predict that holds one of the things while `use(thing, sample)`, or `use(thing, sample,
-/// stop_token)`, computes or is awaited. Until one is free the sample is in flight, and waits.
+/// stop_token)`, computes or is awaited. Until one is free the sample is in flight, and waits. What it comes to is what
+/// `use` gives; where there is nothing to be had, why.
 ///
 /// Lifetime: refers to the pool.
 template <class T, class Use>

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <exception>
+#include <optional>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
@@ -33,15 +34,17 @@ enum class scope_failure : unsigned char {
 ///     co_await scope.join();
 ///
 /// For a cap on how many are alive, let each take a permit of an async_semaphore with it.
-/// Lifetime: join() must have returned before the destructor, which otherwise ends the program where a task is alive.
+/// Lifetime: join() must have returned before the destructor, which otherwise ends the program where a task is alive: what
+/// may throw between spawn() and join() must be caught there, and a simulation that deadlocks inside a scope ends so, too.
 /// Thread safety: everything from any thread, join() once.
 class task_scope {
  public:
-  explicit task_scope(scope_failure failure = scope_failure::stops_all) noexcept : failure_(failure) {}
+  /// Errors: std::bad_alloc.
+  explicit task_scope(scope_failure failure = scope_failure::stops_all) : failure_(failure) {}
   task_scope(const task_scope&) = delete;
   task_scope& operator=(const task_scope&) = delete;
   ~task_scope() {
-    if (left_.load() > 1) detail::fail("a task_scope was destroyed with tasks that run: co_await its join() before");
+    if (left_.load() > (joining_ ? 0u : 1u)) detail::fail("a task_scope was destroyed with tasks that run: co_await its join() before");
   }
 
   /// Starts it; false: join() has returned, and nothing was started. What it comes to is dropped, but for an exception.
@@ -53,11 +56,16 @@ class task_scope {
     requires detail::awaitable<std::remove_cvref_t<Awaitable>>
   bool spawn(Awaitable&& work) {
     if (!add_one()) return false;
-    return detail::guarded([&] { return detached::run(*this, std::remove_cvref_t<Awaitable>(std::forward<Awaitable>(work))), true; },
-                           [&]() -> bool {
-                             one_ended();
-                             detail::throw_bad_alloc();
-                           });
+    return detail::guarded(
+        [&] {
+          std::remove_cvref_t<Awaitable> own(std::forward<Awaitable>(work));
+          detached::run(*this, own);
+          return true;
+        },
+        [&]() -> bool {
+          one_ended();
+          std::rethrow_exception(std::current_exception());
+        });
   }
   /// The same, started on `ex`. Where that refuses, it is a failure of the task.
   template <executor Executor, class Awaitable>
@@ -78,6 +86,7 @@ class task_scope {
   task<> join() {
     const auto wait = [this](callback<void> done) {
       joined_ = std::move(done);
+      joining_ = true;
       one_ended();
     };
     (void)co_await from_callback<void>(wait);
@@ -103,13 +112,17 @@ class task_scope {
 
     COBATCH_COROUTINES_BEGIN
     template <class Awaitable>
-    static detached run(task_scope& scope, Awaitable work) {
+    static detached run(task_scope& scope, Awaitable& work) {
       std::exception_ptr why;
       {
-        Awaitable ends = std::move(work);  // before the scope may go
-        const auto make = [&ends]() -> Awaitable&& { return std::move(ends); };
-        auto came = co_await detail::caught<decltype(make)>(make);
-        if (!came) why = std::move(came).error();
+        // What is awaited goes before the scope may go; `work` is there until the first suspension.
+        std::optional<Awaitable> own;
+        detail::guarded([&] { own.emplace(std::move(work)); }, [&] { why = std::current_exception(); });
+        if (own) {
+          const auto make = [&own]() -> Awaitable&& { return *std::move(own); };
+          auto came = co_await detail::caught<decltype(make)>(make);
+          if (!came) why = std::move(came).error();
+        }
       }
       if (why) scope.failed(std::move(why));
       scope.one_ended();
@@ -151,6 +164,7 @@ class task_scope {
   std::stop_source stop_;
   detail::atomic<std::size_t> left_{1};
   callback<void> joined_;  // set by join() before it gives up its one
+  bool joining_ = false;   // of who joins, and destroys
   detail::mutex mutex_;    // guards the exception
   std::exception_ptr first_;
 };

@@ -19,6 +19,10 @@ namespace cobatch::inline COBATCH_ABI {
 
 namespace detail {
 
+template <class Call>
+concept callable_in_time =
+    std::is_invocable_v<std::decay_t<Call>&, std::stop_token> || std::is_invocable_v<std::decay_t<Call>&>;
+
 /// A predict of the one sample that with_timeout() has.
 template <class Call>
 class call_as_predict {
@@ -63,10 +67,33 @@ COBATCH_COROUTINES_END
 /// Stops: cooperatively. It returns only when what was called has ended.
 /// Lifetime: `call` is kept until the await has ended; ex must outlive it.
 /// Allocates: what a batch of one sample does.
-template <timed_executor Executor, class Call>
+template <timed_executor Executor, detail::callable_in_time Call>
+  requires(!detail::risky_temporary<Call>)
 auto with_timeout(Executor& ex, time_span time, Call&& call)
     -> task<detail::timed_outcome<Executor, std::decay_t<Call>>> {
   return detail::call_in_time<Executor, std::decay_t<Call>>(ex, time, std::forward<Call>(call));
+}
+
+#if COBATCH_WARNS_OF_TEMPORARY_PREDICT
+/// The same, with a warning: see detail::risky_temporary.
+template <timed_executor Executor, detail::callable_in_time Call>
+  requires(detail::risky_temporary<Call>)
+[[deprecated(
+    "cobatch: GCC 12 destroys a temporary function with such captures twice inside a co_await expression: name it before "
+    "co_await, or define COBATCH_NO_TEMPORARY_PREDICT_WARNING if it is named")]]
+auto with_timeout(Executor& ex, time_span time, Call&& call)
+    -> task<detail::timed_outcome<Executor, std::decay_t<Call>>> {
+  return detail::call_in_time<Executor, std::decay_t<Call>>(ex, time, std::forward<Call>(call));
+}
+#endif
+
+/// Refused in words: what is awaited must be made by a function, so that it can be told to stop.
+template <timed_executor Executor, class Work>
+  requires(!detail::callable_in_time<Work>)
+void with_timeout(Executor&, time_span, Work&&) {
+  static_assert(detail::callable_in_time<Work>,
+                "cobatch: with_timeout() takes a function that makes what is awaited: "
+                "with_timeout(ex, 2s, [&](std::stop_token stop) { return f(stop); })");
 }
 
 }  // namespace cobatch

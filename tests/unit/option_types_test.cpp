@@ -1,6 +1,7 @@
 #include <cobatch/option_types.hpp>
 
 #include <chrono>
+#include <cstdint>
 #include <limits>
 #include <ratio>
 #include <type_traits>
@@ -43,6 +44,8 @@ TEST_CASE("time_span: what is beyond the range is its end, and no number is zero
   CHECK(time_span(duration<double>(-1e300)) == nanoseconds::min());
   CHECK(time_span(duration<double>(std::numeric_limits<double>::infinity())) == cobatch::no_timeout);
   CHECK(time_span(duration<double>(std::numeric_limits<double>::quiet_NaN())) == 0ns);
+  CHECK(time_span(duration<std::int64_t, std::ratio<1, 60>>::max()) == cobatch::no_timeout);
+  CHECK(time_span(duration<std::int64_t, std::ratio<1, 60>>(90)) == 1500ms);
   CHECK(time_span(cobatch::no_timeout) == cobatch::no_timeout);
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <ranges>
@@ -25,6 +26,7 @@
 #include <cobatch/task.hpp>
 #include <cobatch/thread_pool.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/detached.hpp"
 #include "support/parking_place.hpp"
@@ -703,4 +705,30 @@ TEST_CASE("predict_stream: two that wait for their inputs do not hand a shared p
   CHECK(calls == 7);
   CHECK(permit.available() == 1);
   CHECK(sim.now().time_since_epoch() == std::chrono::milliseconds(11));
+}
+
+TEST_CASE("predict_stream: after there was no memory to start it, the next call starts it as if it were the first") {
+  for (std::size_t n = 1; n < 20; ++n) {
+    cobatch::simulation sim;
+    const auto body = [&]() -> cobatch::task<> {
+      const std::vector<int> samples{1, 2};
+      const auto predict = [&](int x, std::stop_token stop) -> cobatch::task<int> {
+        auto sleep = sim.schedule_after(1h, stop);
+        if (!co_await sleep) throw std::runtime_error("stopped");
+        co_return x;
+      };
+      auto stream = cobatch::predict_stream(sim, samples, predict, {.max_concurrency = 2, .deadline = 20ms});
+      bool threw = false;
+      fail_allocation_in(n);
+      try {
+        (void)co_await stream.next();
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+      (void)allocation_failure_is_pending();
+      while (const auto item = co_await stream.next()) {}
+      if (threw) CHECK(sim.now().time_since_epoch() == 20ms);
+    };
+    sim.run(body());
+  }
 }

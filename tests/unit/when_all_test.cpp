@@ -1,6 +1,7 @@
 #include <cobatch/when_all.hpp>
 
 #include <chrono>
+#include <coroutine>
 #include <memory>
 #include <stdexcept>
 #include <stop_token>
@@ -10,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include <cobatch/callback.hpp>
+#include <cobatch/semaphore.hpp>
 #include <cobatch/simulation.hpp>
 #include <cobatch/sync_wait.hpp>
 #include <cobatch/task.hpp>
@@ -196,4 +199,87 @@ TEST_CASE("with_timeout: a value in time, a stop after it, and a late value all 
     CHECK(fails_outcome.error().code == errc::exception);
   };
   sim.run(body());
+}
+
+namespace {
+
+/// A coroutine that somebody else destroys.
+struct owned {
+  struct promise_type {
+    owned get_return_object() { return {std::coroutine_handle<promise_type>::from_promise(*this)}; }
+    std::suspend_never initial_suspend() const noexcept { return {}; }
+    std::suspend_always final_suspend() const noexcept { return {}; }
+    void return_void() const noexcept {}
+    void unhandled_exception() const { throw; }
+  };
+  std::coroutine_handle<> frame;
+};
+
+struct counted {
+  explicit counted(int& alive) : alive_(&alive) { ++alive; }
+  counted(const counted& other) : alive_(other.alive_) { ++*alive_; }  // a move may throw
+  counted& operator=(const counted&) = delete;
+  ~counted() { --*alive_; }
+  int* alive_;
+};
+
+}  // namespace
+
+TEST_CASE("when_all, when_any: whoever awaits may be destroyed meanwhile, and those that are awaited go with it") {
+  std::vector<cobatch::callback<int>> kept;
+  int alive = 0;
+  const auto work = [&]() -> task<int> {
+    const counted here(alive);
+    const auto keep = [&](cobatch::callback<int> done) { kept.push_back(std::move(done)); };
+    const auto came = co_await cobatch::from_callback<int>(keep);
+    co_return came.value();
+  };
+  const auto all = [&]() -> owned {
+    auto both = cobatch::when_all(work(), work());
+    (void)co_await both;
+  };
+  const auto any = [&]() -> owned {
+    auto either = cobatch::when_any(work, work);
+    (void)co_await either;
+  };
+  for (const owned& waits : {all(), any()}) {
+    CHECK(alive > 0);
+    waits.frame.destroy();
+  }
+  CHECK(alive == 0);
+  for (const auto& done : kept) done(3);
+}
+
+TEST_CASE("when_all: a simulation that deadlocks inside of it says so") {
+  simulation sim;
+  cobatch::async_semaphore none(0);
+  const auto waits = [&]() -> task<int> {
+    const auto permit = co_await none.acquire();
+    co_return 1;
+  };
+  const auto body = [&]() -> task<> {
+    auto any = cobatch::when_any(waits, waits);
+    (void)co_await any;
+  };
+  CHECK_THROWS_AS(sim.run(body()), cobatch::deadlock_error);
+}
+
+TEST_CASE("when_all: values whose move may throw; nothing is left when the await returns") {
+  cobatch::thread_pool pool(2);
+  int alive = 0;
+  const auto makes = [&]() -> task<counted> {
+    co_await pool.schedule();
+    co_return counted(alive);
+  };
+  const auto body = [&]() -> task<> {
+    for (int i = 0; i < 500; ++i) {
+      {
+        auto one = cobatch::when_all(makes());
+        const auto [made] = co_await one;
+        REQUIRE(made.has_value());
+      }
+      REQUIRE(alive == 0);
+    }
+  };
+  cobatch::sync_wait(body());
 }

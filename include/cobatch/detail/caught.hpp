@@ -8,6 +8,7 @@
 #include <cobatch/detail/attempt.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/results.hpp>
 #include <cobatch/expected.hpp>
 
 namespace cobatch::inline COBATCH_ABI::detail {
@@ -42,8 +43,15 @@ class [[nodiscard]] caught {
   outcome await_resume() {
     if (!std::exchange(waits_, false)) return outcome(unexpect, std::move(thrown_));
     outcome result(unexpect, std::exception_ptr());
-    guarded([&] { work_.resume([&](auto&&... came) { result.emplace(static_cast<decltype(came)>(came)...); }); },
-            [&] { result = outcome(unexpect, std::current_exception()); });
+    const auto keep = [&](auto&&... came) {
+      if constexpr (sizeof...(came) == 0) {
+        result.emplace();
+      } else {
+        rewrite(result, std::in_place, static_cast<decltype(came)>(came)...);
+      }
+    };
+    guarded([&] { work_.resume(keep); },
+            [&] { rewrite(result, unexpect, std::current_exception()); });
     return result;
   }
 

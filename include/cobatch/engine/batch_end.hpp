@@ -83,7 +83,8 @@ void batch_engine<Types>::start(std::size_t workers) {
   constexpr std::size_t most = 1024;
   const std::size_t room = names::weighs ? options_.max_concurrency : std::min(options_.max_concurrency, options_.max_weight);
   workers = std::clamp<std::size_t>(std::min({workers, concurrency_of(ex_), room, most}), 1, most);
-  if (needs_.tokens) {
+  // A stream may be started again, after there was no memory: what is there stays.
+  if (needs_.tokens && !attempts_stop_.stop_possible()) {
     attempts_stop_ = new_stop_source();
     attempts_token_ = attempts_stop_.get_token();
   }

@@ -48,7 +48,9 @@ class input_reader<Engine, Source> {
   }
 
   /// Throws std::bad_alloc.
-  void prepare() { frame_ = frame::relay(*this).made; }
+  void prepare() {
+    if (!frame_) frame_ = frame::relay(*this).made;
+  }
   /// It waits, and will never be resumed.
   template <class Sink>
   void abandon(Sink& sink) noexcept {

@@ -159,11 +159,14 @@ class retry_queue {
     if (first_ready_ == ready_.size()) {
       ready_.clear();
       first_ready_ = 0;
-    } else if (ready_.size() == ready_.capacity() && first_ready_ > ready_.size() / 2) {
-      ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(first_ready_));
-      first_ready_ = 0;
     }
-    const std::size_t wanted = ready_.size() + sleeping_.size() + 1;
+    std::size_t wanted = ready_.size() + sleeping_.size() + 1;
+    if (wanted <= ready_.capacity()) return;
+    // Those that were taken make room, where they are the half at least.
+    if (first_ready_ >= ready_.size() - first_ready_) {
+      ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(first_ready_));
+      wanted -= std::exchange(first_ready_, 0);
+    }
     if (wanted > ready_.capacity()) ready_.reserve(std::max(wanted, 2 * ready_.capacity()));
   }
 

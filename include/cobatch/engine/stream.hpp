@@ -188,13 +188,15 @@ class stream_state {
             },
             [] { return false; });
         if (ended || is_deserted(self->ex_)) return;
-        blocks = false;  // there is no memory to run it: whoever runs the loop next brings it to its end
+        blocks = self->ex_.is_running();  // another thread has just begun to run it; or there is no memory for that
       }
     }
-    if (blocks) {
+    const auto wait_for_end = [&] {
       sync_wait(stream_close<stream_state>(*self));
-      return;
-    }
+      return true;
+    };
+    if (blocks && guarded(wait_for_end, [] { return false; })) return;
+    // It ends by itself, on its executor.
     stream_state* const orphan = self.release();
     orphan->orphaned_ = true;
     if (!orphan->put_waiting()) delete orphan;
