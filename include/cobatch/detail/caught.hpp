@@ -45,7 +45,7 @@ class [[nodiscard]] caught {
     outcome result(unexpect, std::exception_ptr());
     const auto keep = [&](auto&&... came) {
       if constexpr (sizeof...(came) == 0) {
-        result.emplace();
+        result.emplace(came...);
       } else {
         rewrite(result, std::in_place, static_cast<decltype(came)>(came)...);
       }
