@@ -3,20 +3,13 @@
 // A real engine: the digits network as an ONNX file (digits_onnx.py writes it), run by OpenCV's DNN module. A
 // cv::dnn::Net is for one thread at a time, so each worker of the pool has its own.
 //
-// Prints how many images a second a plain loop, batch_predict_many and a micro_batcher get done. Exit status 0: all
-// answers are those of ../digits.hpp.
+// Prints what engine_comparison.hpp compares. Exit status 0: all answers are those of ../digits.hpp.
 #include <algorithm>
-#include <array>
-#include <chrono>
-#include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
-#include <functional>
-#include <numeric>
 #include <span>
-#include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <opencv2/core.hpp>
@@ -25,14 +18,10 @@
 #include <cobatch/cobatch.hpp>
 
 #include "../digits.hpp"
+#include "engine_comparison.hpp"
 #include "options.hpp"
 
-using namespace std::chrono_literals;
-using logits = std::array<float, 10>;
-using images = std::vector<digits::image>;
-using answers = std::vector<logits>;
-
-// ---- The engine ----
+using production::answers;
 
 /// One thread at a time.
 ///
@@ -98,134 +87,19 @@ class opencv_engine {
   std::vector<opencv_model> models_;
 };
 
-// ---- The ways to call it ----
-
-/// Measures several ways in turns, and counts wrong answers.
-class comparison {
- public:
-  comparison(const images& all, const answers& right) : all_(all), right_(right) {}
-
-  /// `run(answers&)` fills them in.
-  void add(std::string name, std::function<void(answers&)> run) { ways_.push_back({std::move(name), std::move(run), {}}); }
-
-  void measure() {
-    for (way& each : ways_) {
-      answers given(all_.size());
-      const auto began = std::chrono::steady_clock::now();
-      each.run(given);
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-      each.per_second.push_back(static_cast<double>(all_.size()) / took.count());
-      for (std::size_t i = 0; i < given.size(); ++i) wrong_ += is_close(given[i], right_[i]) ? 0 : 1;
-    }
-  }
-
-  void print() const {
-    std::printf("%-46s %10s %9s %9s\n", "images/s", "median", "lowest", "highest");
-    for (const way& each : ways_) {
-      std::vector<double> all = each.per_second;
-      std::sort(all.begin(), all.end());
-      std::printf("%-46s %10.0f %9.0f %9.0f\n", each.name.c_str(), all[all.size() / 2], all.front(), all.back());
-    }
-  }
-
-  std::size_t wrong() const { return wrong_; }
-
- private:
-  struct way {
-    std::string name;
-    std::function<void(answers&)> run;
-    std::vector<double> per_second;
-  };
-
-  /// Up to the order in which floats are added up.
-  static bool is_close(const logits& a, const logits& b) {
-    return std::equal(a.begin(), a.end(), b.begin(),
-                      [](float x, float y) { return std::abs(x - y) <= 1e-4f * (1 + std::abs(y)); });
-  }
-
-  const images& all_;
-  const answers& right_;
-  std::vector<way> ways_;
-  std::size_t wrong_ = 0;
-};
-
-void plain_loop(opencv_model& model, const images& all, std::size_t batch, answers& given) {
-  for (std::size_t i = 0; i < all.size(); i += batch) {
-    const answers some = model(std::span(all).subspan(i, std::min(batch, all.size() - i)));
-    std::copy(some.begin(), some.end(), given.begin() + static_cast<std::ptrdiff_t>(i));
-  }
-}
-
-/// All images are there: they are cut into batches, and each worker computes one after another.
-void all_at_once(cobatch::thread_pool& pool, opencv_engine& engine, const images& all, answers& given) {
-  const auto predict_many = [&](std::span<const digits::image> batch) { return engine(batch); };
-  const auto results = cobatch::sync_wait(cobatch::batch_predict_many(pool, all, predict_many, {.max_batch_size = 32}));
-  for (std::size_t i = 0; i < results.size(); ++i) given[i] = results[i].value();
-}
-
-/// As many callers, each of which waits for its answer before it asks again; `ask(image)` is an awaitable of an
-/// expected answer.
-template <class Ask>
-void many_callers(cobatch::thread_pool& pool, std::size_t callers, const images& all, answers& given, Ask ask) {
-  std::vector<std::size_t> numbers(callers);
-  std::iota(numbers.begin(), numbers.end(), 0);
-  const auto caller = [&](std::size_t first) -> cobatch::task<void> {
-    for (std::size_t i = first; i < all.size(); i += callers) {
-      const auto answer = co_await ask(all[i]);
-      given[i] = answer.value();
-    }
-  };
-  for (const auto& each : cobatch::sync_wait(cobatch::batch_predict(pool, numbers, caller))) each.value();
-}
-
-void callers_batched(cobatch::thread_pool& pool, opencv_engine& engine, std::size_t callers, const images& all,
-                     answers& given) {
-  const auto predict_many = [&](std::span<const digits::image> batch) { return engine(batch); };
-  cobatch::micro_batcher<digits::image, logits> batcher(
-      pool, predict_many, {.max_batch_size = 32, .max_delay = 200us, .max_concurrent_batches = pool.concurrency()});
-  many_callers(pool, callers, all, given, [&](const digits::image& image) { return batcher.predict(image); });
-  cobatch::sync_wait(batcher.close());
-}
-
-void callers_alone(cobatch::thread_pool& pool, opencv_engine& engine, std::size_t callers, const images& all,
-                   answers& given) {
-  const auto ask = [&](const digits::image& image) -> cobatch::task<cobatch::expected<logits, cobatch::error>> {
-    co_await pool.schedule();  // another caller's turn
-    co_return engine(std::span(&image, 1)).front();
-  };
-  many_callers(pool, callers, all, given, ask);
-}
-
 int run(const production::options& given) {
-  const std::string folder = std::string(COBATCH_EXAMPLE_DATA) + "/digits/";
-  const auto network = digits::mlp::load(folder + "digits_mlp.txt");
-  const auto file = digits::csv_file::open(folder + "digits_test.csv");
-  if (!network || !file) throw std::runtime_error(!network ? network.error() : file.error());
-  images all;
-  for (std::size_t i = 0; i < given.size("images"); ++i) {
-    all.push_back(file->parse(file->lines()[i % file->lines().size()]).value());
-  }
-  const answers right = (*network)(all);
-
   cv::setNumThreads(1);  // the pool has the threads
   const std::string& onnx = given.text("onnx");
   const std::size_t callers = given.size("callers");
   opencv_model model(onnx);
   cobatch::thread_pool one(1), two(2);
   opencv_engine on_one(onnx, one), on_two(onnx, two);
-  comparison table(all, right);
-  table.add("plain loop, one by one", [&](answers& into) { plain_loop(model, all, 1, into); });
-  table.add("plain loop, batches of 8", [&](answers& into) { plain_loop(model, all, 8, into); });
-  table.add("plain loop, batches of 32", [&](answers& into) { plain_loop(model, all, 32, into); });
-  table.add("batch_predict_many, batches of 32, 1 worker", [&](answers& into) { all_at_once(one, on_one, all, into); });
-  table.add("batch_predict_many, batches of 32, 2 workers", [&](answers& into) { all_at_once(two, on_two, all, into); });
-  table.add("many callers, one by one, 1 worker", [&](answers& into) { callers_alone(one, on_one, callers, all, into); });
-  table.add("many callers, one by one, 2 workers", [&](answers& into) { callers_alone(two, on_two, callers, all, into); });
-  table.add("many callers, micro_batcher, 1 worker", [&](answers& into) { callers_batched(one, on_one, callers, all, into); });
-  table.add("many callers, micro_batcher, 2 workers", [&](answers& into) { callers_batched(two, on_two, callers, all, into); });
+  production::comparison table(std::string(COBATCH_EXAMPLE_DATA) + "/digits/", given.size("images"));
+  production::add_plain_loops(table, model);
+  production::add_ways_on_pool(table, one, on_one, callers);
+  production::add_ways_on_pool(table, two, on_two, callers);
   for (std::size_t i = 0; i < given.size("rounds"); ++i) table.measure();
   table.print();
-  std::printf("%zu wrong answers\n", table.wrong());
   return table.wrong() == 0 ? 0 : 1;
 }
 

@@ -8,6 +8,7 @@
 #   examples/production/run.sh scale_out
 #   examples/production/run.sh monitoring
 #   examples/production/run.sh engine_opencv
+#   examples/production/run.sh engine_torch
 #
 # COBATCH_BUILD_DIR (build): where it is built.
 set -euo pipefail
@@ -32,6 +33,7 @@ case ${1:-} in
     ;;
   monitoring) packages=("${server_packages[@]}" prometheus) targets=(inference_server) ;;
   engine_opencv) packages=(libopencv-dnn-dev python3) targets=(engine_opencv) ;;
+  engine_torch) packages=(libtorch-dev libopenblas0-pthread) targets=(engine_torch) ;;
   *) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
 name=$1
@@ -133,6 +135,13 @@ show_monitoring() {
 show_engine_opencv() {
   say "The digits network as ONNX, run by OpenCV"
   "$programs/engine_opencv"
+}
+
+show_engine_torch() {
+  say "The digits network as TorchScript, run by libtorch"
+  local module=$build/digits.pt
+  "$programs/engine_torch" --write "$module"
+  "$programs/engine_torch" --module "$module"
 }
 
 "show_$name"
