@@ -247,7 +247,7 @@ task<limit_report> find_limit(Executor& ex, Samples& samples, Predict predict, f
     auto input =
         std::views::iota(std::size_t{0}, count) | std::views::take_while(in_time) | std::views::transform(choose);
     auto batch = batch_predict(ex, std::move(input), call, step);
-    co_await std::move(batch);
+    (void)co_await std::move(batch);
     if (stop.stop_requested()) break;
     search.add(meter.result());
   }

@@ -227,7 +227,7 @@ TEST_CASE("batch_engine: a wait for the adaptive limit between two samples is no
                   co_return 0;
                 },
                 [&]() -> task<int> {
-                  co_await batch_predict(sim, second, lengthy, {.max_concurrency = 1, .limit = &limit});
+                  (void)co_await batch_predict(sim, second, lengthy, {.max_concurrency = 1, .limit = &limit});
                   co_return 0;
                 }});
   CHECK(outline(results) == "0 1 2");
@@ -616,7 +616,7 @@ TEST_CASE("batch_engine: two batches of samples that take no time take turns at 
       ++turns.back();
       co_return x;
     };
-    co_await batch_predict(sim, samples, predict, {.max_concurrency = 4, .semaphore = &semaphore});
+    (void)co_await batch_predict(sim, samples, predict, {.max_concurrency = 4, .semaphore = &semaphore});
     co_return 0;
   };
   run_all(sim, {[&] { return batch(0); }, [&] { return batch(1); }});
@@ -799,12 +799,12 @@ TEST_CASE("batch_engine: after short samples a long one hands over a permit that
   };
   const batch_options options{.max_concurrency = 1, .semaphore = &one};
   run_all(sim, {[&]() -> task<int> {
-                  co_await batch_predict(sim, samples, quick, options);
+                  (void)co_await batch_predict(sim, samples, quick, options);
                   co_return 0;
                 },
                 [&]() -> task<int> {
                   co_await sim.schedule_after(500us);
-                  co_await batch_predict(sim, samples, mixed, options);
+                  (void)co_await batch_predict(sim, samples, mixed, options);
                   co_return 0;
                 }});
   CHECK(order == "baaaaAbAbAbAbAbAbAbAbbbb");

@@ -46,7 +46,7 @@ auto stopped_after(simulation& sim, std::stop_source& stop, std::chrono::nanosec
       },
       [&]() -> task<void> { results = co_await std::move(batch); },
   };
-  co_await batch_predict(sim, both, [](const auto& each) { return each(); });
+  (void)co_await batch_predict(sim, both, [](const auto& each) { return each(); });
   co_return results;
 }
 

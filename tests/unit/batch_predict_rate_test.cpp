@@ -108,8 +108,8 @@ TEST_CASE("rate: two batches share it, first come, first served") {
     rate_limiter rate(100);
     script first(sim, always(value_after(1ms)));
     script second(sim, always(value_after(1ms)));
-    run_together(sim, {[&]() -> task<void> { co_await playing(sim, first, samples_below(20), {.rate = &rate}); },
-                       [&]() -> task<void> { co_await playing(sim, second, samples_below(20), {.rate = &rate}); }});
+    run_together(sim, {[&]() -> task<void> { (void)co_await playing(sim, first, samples_below(20), {.rate = &rate}); },
+                       [&]() -> task<void> { (void)co_await playing(sim, second, samples_below(20), {.rate = &rate}); }});
     times all = starts(first);
     const times others = starts(second);
     all.insert(all.end(), others.begin(), others.end());
@@ -184,10 +184,10 @@ TEST_CASE("rate: who waits for a token holds its permits; a batch that needs no 
   script limited(sim, always(value_after(1ms)));
   script free(sim, always(value_after(1ms)));
   run_together(sim, {[&]() -> task<void> {
-                       co_await playing(sim, limited, samples_below(5), {.semaphore = &semaphore, .rate = &rate});
+                       (void)co_await playing(sim, limited, samples_below(5), {.semaphore = &semaphore, .rate = &rate});
                      },
                      [&]() -> task<void> {
-                       co_await playing(sim, free, samples_below(50), {.semaphore = &semaphore});
+                       (void)co_await playing(sim, free, samples_below(50), {.semaphore = &semaphore});
                        CHECK(elapsed(sim) <= 100ms);
                      }});
   CHECK(starts(limited) == spaced(0ms, 100ms, 5));

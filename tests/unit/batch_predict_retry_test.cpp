@@ -431,7 +431,7 @@ TEST_CASE("retry: the permit of a shared semaphore is free during the backoff: a
 TEST_CASE("retry: nothing of the failed attempt is alive during the backoff") {
   simulation sim;
   script predict(sim, succeeds_at(3));
-  run_together(sim, {[&]() -> task<void> { co_await playing(sim, predict, samples_below(10), {.retry = exactly(3)}); },
+  run_together(sim, {[&]() -> task<void> { (void)co_await playing(sim, predict, samples_below(10), {.retry = exactly(3)}); },
                      [&]() -> task<void> {
                        co_await sim.schedule_after(50ms);
                        CHECK(predict.calls().size() == 10);

@@ -120,7 +120,7 @@ TEST_CASE("batch_predict: permits go round between batches in the order of askin
   async_semaphore semaphore(1);
   std::string order;
   const auto batch = [&](char name) -> task<void> {
-    co_await batch_predict(sim, std::views::iota(0, 5),
+    (void)co_await batch_predict(sim, std::views::iota(0, 5),
                            [&, name](int) -> task<void> {
                              order += name;
                              co_await sim.schedule_after(1ms);
@@ -136,7 +136,7 @@ TEST_CASE("batch_predict: predicts that do not suspend give way to others that w
   async_semaphore semaphore(1);
   std::string order;
   const auto batch = [&](char name) -> task<void> {
-    co_await batch_predict(sim, std::views::iota(0, 5), [&, name](int) { order += name; }, {.semaphore = &semaphore});
+    (void)co_await batch_predict(sim, std::views::iota(0, 5), [&, name](int) { order += name; }, {.semaphore = &semaphore});
   };
   const auto acquire = [&]() -> task<void> {
     const auto permit = co_await semaphore.acquire();
@@ -199,7 +199,7 @@ TEST_CASE("batch_predict: a pause does not keep a batch alive that has no sample
   std::chrono::nanoseconds end{};
   const std::vector<int> samples{1, 2};
   run_all(sim, {[&]() -> task<void> {
-                  co_await batch_predict(sim, samples, [&](int) -> task<void> { co_await sim.schedule_after(10ms); },
+                  (void)co_await batch_predict(sim, samples, [&](int) -> task<void> { co_await sim.schedule_after(10ms); },
                                          {.semaphore = &semaphore});
                   end = elapsed(sim);
                 },
@@ -219,7 +219,7 @@ TEST_CASE("batch_predict: the last samples of a batch are not held up by its own
   std::chrono::nanoseconds end{};
   const auto batch = [&]() -> task<void> {
     const std::vector<int> samples{1, 2, 3};
-    co_await batch_predict(sim, samples, [&](int) -> task<void> { co_await sim.schedule_after(10ms); },
+    (void)co_await batch_predict(sim, samples, [&](int) -> task<void> { co_await sim.schedule_after(10ms); },
                            {.semaphore = &semaphore});
     end = elapsed(sim);
   };
@@ -301,7 +301,7 @@ TEST_CASE("batch_predict: a limit that is raised while the batch runs is used at
     async_semaphore semaphore(1);
     gauge flight;
     run_all(sim, {[&]() -> task<void> {
-                    co_await batch_predict(sim, std::views::iota(0, 21), sleeper(sim, flight),
+                    (void)co_await batch_predict(sim, std::views::iota(0, 21), sleeper(sim, flight),
                                            {.semaphore = &semaphore});
                   },
                   [&]() -> task<void> {
@@ -322,7 +322,7 @@ TEST_CASE("batch_predict: a limit that is lowered while the batch runs holds for
     async_semaphore semaphore(10);
     gauge flight;
     run_all(sim, {[&]() -> task<void> {
-                    co_await batch_predict(sim, std::views::iota(0, 30), sleeper(sim, flight),
+                    (void)co_await batch_predict(sim, std::views::iota(0, 30), sleeper(sim, flight),
                                            {.semaphore = &semaphore});
                   },
                   [&]() -> task<void> {
@@ -343,7 +343,7 @@ TEST_CASE("batch_predict: a batch can be paused while it runs") {
     async_semaphore semaphore(3);
     gauge flight;
     run_all(sim, {[&]() -> task<void> {
-                    co_await batch_predict(sim, std::views::iota(0, 9), sleeper(sim, flight),
+                    (void)co_await batch_predict(sim, std::views::iota(0, 9), sleeper(sim, flight),
                                            {.max_concurrency = 3, .semaphore = &semaphore});
                   },
                   [&]() -> task<void> {
@@ -365,7 +365,7 @@ TEST_CASE("batch_predict: permits that come as signals are used, and kept in cir
   async_semaphore signals(0);
   gauge flight;
   run_all(sim, {[&]() -> task<void> {
-                  co_await batch_predict(sim, std::views::iota(0, 6), sleeper(sim, flight), {.semaphore = &signals});
+                  (void)co_await batch_predict(sim, std::views::iota(0, 6), sleeper(sim, flight), {.semaphore = &signals});
                 },
                 [&]() -> task<void> {
                   co_await sim.schedule_after(1ms);

@@ -304,7 +304,7 @@ TEST_CASE("bottleneck: a predict that does not suspend is named, and the number 
   for (const std::size_t cap : {std::size_t{64}, std::numeric_limits<std::size_t>::max()}) {
     cobatch::batch_metrics metrics;
     const auto all = [&]() -> started {
-      co_await cobatch::batch_predict(threads, in.samples, blocks, {.max_concurrency = cap, .observer = &metrics});
+      (void)co_await cobatch::batch_predict(threads, in.samples, blocks, {.max_concurrency = cap, .observer = &metrics});
     };
     const started run = all();
     threads.run();
