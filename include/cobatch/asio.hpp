@@ -12,7 +12,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -23,6 +22,7 @@
 #include <cobatch/detail/asio_loop.hpp>
 #include <cobatch/detail/asio_net.hpp>
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/call_with_token.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/current_executor.hpp>
 #include <cobatch/detail/driver.hpp>
@@ -57,17 +57,8 @@ concept asio_place = std::convertible_to<Where, Executor> || requires(std::remov
 template <class Make>
 concept asio_maker = std::invocable<std::decay_t<Make>&, std::stop_token> || std::invocable<std::decay_t<Make>&>;
 
-template <asio_maker Make>
-constexpr decltype(auto) make_for_asio(Make& make, [[maybe_unused]] const std::stop_token& stop) {
-  if constexpr (std::invocable<Make&, std::stop_token>) {
-    return std::invoke(make, stop);
-  } else {
-    return std::invoke(make);
-  }
-}
-
 template <class Make>
-using made_awaitable = decltype(detail::make_for_asio(std::declval<Make&>(), std::stop_token()));
+using made_awaitable = decltype(detail::call_with_token(std::declval<Make&>(), std::stop_token()));
 
 }  // namespace detail
 
@@ -296,7 +287,7 @@ asio_result<made_awaitable<Make>, Executor> await_made_in_asio(Make make) {
   outcome<driven_result<awaitable_type>> result;
   std::stop_source stop;
   static_assert(awaitable<awaitable_type>, "cobatch: as_asio(): the function does not return an awaitable");
-  awaitable_type awaited = detail::make_for_asio(make, stop.get_token());
+  awaitable_type awaited = detail::call_with_token(make, stop.get_token());
   const auto begin = [&](auto handler) {
     // Copied into the slot, which may be asked once more when this coroutine is gone.
     const auto request_stop = [stop](net::cancellation_type) mutable { stop.request_stop(); };

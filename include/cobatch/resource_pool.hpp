@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/call_with_token.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/stop_token.hpp>
@@ -159,14 +160,6 @@ template <class T, class Use>
 class resource_predict {
   template <class Sample>
   static constexpr bool takes_token = std::is_invocable_v<Use&, T&, Sample&, std::stop_token>;
-  template <class Sample>
-  static auto call(Use& use, T& resource, Sample& sample, [[maybe_unused]] std::stop_token stop) {
-    if constexpr (takes_token<Sample>) {
-      return std::invoke(use, resource, sample, std::move(stop));
-    } else {
-      return std::invoke(use, resource, sample);
-    }
-  }
   template <class Raw>
   struct awaited {
     using type = std::remove_cvref_t<Raw>;
@@ -177,7 +170,8 @@ class resource_predict {
     using type = std::remove_cvref_t<detail::await_result<Raw>>;
   };
   template <class Sample>
-  using raw = decltype(call(std::declval<Use&>(), std::declval<T&>(), std::declval<Sample&>(), std::stop_token()));
+  using raw = std::decay_t<decltype(detail::call_with_token(std::declval<Use&>(), std::stop_token(), std::declval<T&>(),
+                                                            std::declval<Sample&>()))>;
   template <class Sample>
   using outcome = typename detail::slot_of<typename awaited<raw<Sample>>::type>::type;
 
@@ -194,7 +188,7 @@ class resource_predict {
     if (!acquired) co_return outcome<Sample>(unexpect, std::move(acquired).error());
     typename resource_pool<T>::lease held = *std::move(acquired);
     if constexpr (detail::awaitable<raw<Sample>>) {
-      auto works = call(use_, *held, sample, std::move(stop));
+      auto works = detail::call_with_token(use_, stop, *held, sample);
       if constexpr (std::is_void_v<value>) {
         co_await std::move(works);
         co_return outcome<Sample>();
@@ -204,12 +198,12 @@ class resource_predict {
         co_return outcome<Sample>(std::in_place, co_await std::move(works));
       }
     } else if constexpr (std::is_void_v<value>) {
-      call(use_, *held, sample, std::move(stop));
+      detail::call_with_token(use_, stop, *held, sample);
       co_return outcome<Sample>();
     } else if constexpr (std::is_same_v<value, outcome<Sample>>) {
-      co_return call(use_, *held, sample, std::move(stop));
+      co_return detail::call_with_token(use_, stop, *held, sample);
     } else {
-      co_return outcome<Sample>(std::in_place, call(use_, *held, sample, std::move(stop)));
+      co_return outcome<Sample>(std::in_place, detail::call_with_token(use_, stop, *held, sample));
     }
   }
   COBATCH_COROUTINES_END

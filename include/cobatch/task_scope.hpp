@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstddef>
 #include <exception>
 #include <optional>
 #include <stop_token>
@@ -8,10 +7,10 @@
 #include <utility>
 
 #include <cobatch/callback.hpp>
-#include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/awaitable.hpp>
 #include <cobatch/detail/caught.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/countdown.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/mutex.hpp>
 #include <cobatch/detail/stop_token.hpp>
@@ -44,7 +43,7 @@ class task_scope {
   task_scope(const task_scope&) = delete;
   task_scope& operator=(const task_scope&) = delete;
   ~task_scope() {
-    if (left_.load() > (joining_ ? 0u : 1u)) detail::fail("a task_scope was destroyed with tasks that run: co_await its join() before");
+    if (tasks_.left() > (joining_ ? 0u : 1u)) detail::fail("a task_scope was destroyed with tasks that run: co_await its join() before");
   }
 
   /// Starts it; false: join() has returned, and nothing was started. What it comes to is dropped, but for an exception.
@@ -55,7 +54,7 @@ class task_scope {
   template <class Awaitable>
     requires detail::awaitable<std::remove_cvref_t<Awaitable>>
   bool spawn(Awaitable&& work) {
-    if (!add_one()) return false;
+    if (!tasks_.add_one()) return false;
     return detail::guarded(
         [&] {
           std::remove_cvref_t<Awaitable> own(std::forward<Awaitable>(work));
@@ -63,7 +62,7 @@ class task_scope {
           return true;
         },
         [&]() -> bool {
-          one_ended();
+          tasks_.one_ended();
           std::rethrow_exception(std::current_exception());
         });
   }
@@ -85,9 +84,9 @@ class task_scope {
   /// Errors: throws the first exception that left one of them.
   task<> join() {
     const auto wait = [this](callback<void> done) {
-      joined_ = std::move(done);
+      tasks_.tells(std::move(done));
       joining_ = true;
-      one_ended();
+      tasks_.one_ended();
     };
     (void)co_await from_callback<void>(wait);
     std::exception_ptr first;
@@ -125,7 +124,7 @@ class task_scope {
         }
       }
       if (why) scope.failed(std::move(why));
-      scope.one_ended();
+      scope.tasks_.one_ended();
     }
     template <class Executor, class Awaitable>
     static task<> on(Executor& ex, Awaitable work) {
@@ -135,23 +134,6 @@ class task_scope {
     COBATCH_COROUTINES_END
   };
 
-  // left_: one for each task, and one for the scope until it is joined.
-  //
-  //     n > 0 ──spawn──> n + 1        0: all is over, for good
-  //     n ──a task ends, join()──> n - 1        who brings the 0 calls back; *this may be gone then
-  bool add_one() noexcept {
-    std::size_t seen = left_.load();
-    while (seen != 0) {
-      if (left_.compare_exchange_weak(seen, seen + 1)) return true;
-    }
-    return false;
-  }
-  void one_ended() noexcept {
-    // acq_rel: the last one has seen what all others wrote.
-    if (left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    const callback<void> done = std::move(joined_);
-    done();  // *this may be gone
-  }
   void failed(std::exception_ptr why) {
     {
       const std::lock_guard lock(mutex_);
@@ -162,8 +144,7 @@ class task_scope {
 
   const scope_failure failure_;
   std::stop_source stop_;
-  detail::atomic<std::size_t> left_{1};
-  callback<void> joined_;  // set by join() before it gives up its one
+  detail::countdown<callback<void>> tasks_;
   bool joining_ = false;   // of who joins, and destroys
   detail::mutex mutex_;    // guards the exception
   std::exception_ptr first_;

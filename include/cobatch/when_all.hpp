@@ -5,7 +5,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <exception>
-#include <functional>
 #include <optional>
 #include <stop_token>
 #include <tuple>
@@ -15,8 +14,10 @@
 #include <cobatch/callback.hpp>
 #include <cobatch/detail/atomic.hpp>
 #include <cobatch/detail/awaitable.hpp>
+#include <cobatch/detail/call_with_token.hpp>
 #include <cobatch/detail/caught.hpp>
 #include <cobatch/detail/config.hpp>
+#include <cobatch/detail/countdown.hpp>
 #include <cobatch/detail/frame_pool.hpp>
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/engine/types.hpp>
@@ -31,24 +32,6 @@ namespace detail {
 /// The outcome of an awaitable, as that of a sample: an expected<U, E2> as it is, any other V as expected<V, error>.
 template <class Awaitable>
 using awaited_outcome = typename slot_of<std::remove_cvref_t<await_result<Awaitable>>>::type;
-
-/// Counts those that have not ended, and one for who starts them; the last one calls back.
-class countdown {
- public:
-  explicit countdown(std::size_t count) noexcept : left_(count + 1) {}
-  /// Before the first start.
-  void tells(callback<void> done) noexcept { done_ = std::move(done); }
-  void one_ended() noexcept {
-    // acq_rel: the last one has seen what all others wrote.
-    if (left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    const callback<void> done = std::move(done_);
-    done();  // *this may be gone
-  }
-
- private:
-  atomic<std::size_t> left_;
-  callback<void> done_;
-};
 
 /// The outcome of one of them, or why there can be none.
 template <class Outcome>
@@ -164,7 +147,7 @@ auto giving(Awaitable& each) {
 template <class... Awaitable, std::size_t... I>
 task<std::tuple<awaited_outcome<Awaitable>...>> await_all(std::index_sequence<I...>, Awaitable... all) {
   std::tuple<one_outcome<awaited_outcome<Awaitable>>...> outcomes;
-  countdown left(sizeof...(Awaitable));
+  countdown<callback<void>> left(sizeof...(Awaitable));
   const auto ended = [&left] { left.one_ended(); };
   const std::tuple makes{detail::giving(all)...};
   frames_of_several<sizeof...(Awaitable)> frames;
@@ -211,22 +194,14 @@ class first_outcome {
 namespace detail {
 
 template <class Call>
-decltype(auto) call_with(Call& call, [[maybe_unused]] const std::stop_token& stop) {
-  if constexpr (std::is_invocable_v<Call&, std::stop_token>) {
-    return std::invoke(call, stop);
-  } else {
-    return std::invoke(call);
-  }
-}
-template <class Call>
-using called = decltype(detail::call_with(std::declval<Call&>(), std::stop_token()));
+using called = decltype(detail::call_with_token(std::declval<Call&>(), std::stop_token()));
 
 COBATCH_COROUTINES_BEGIN
 template <class Outcome, std::size_t... I, class... Call>
 task<first_outcome<Outcome>> await_any(std::index_sequence<I...>, Call... calls) {
   constexpr std::size_t none = sizeof...(Call);
   std::array<one_outcome<Outcome>, sizeof...(Call)> outcomes;
-  countdown left(sizeof...(Call));
+  countdown<callback<void>> left(sizeof...(Call));
   atomic<std::size_t> first{none};  // the first one with a value
   std::stop_source stop;
   const auto end_of = [&](std::size_t number) {
@@ -237,7 +212,7 @@ task<first_outcome<Outcome>> await_any(std::index_sequence<I...>, Call... calls)
     };
   };
   const auto made_by = [&stop](auto& call) {
-    return [&call, &stop]() -> decltype(auto) { return detail::call_with(call, stop.get_token()); };
+    return [&call, &stop]() -> decltype(auto) { return detail::call_with_token(call, stop.get_token()); };
   };
   const std::array ends{end_of(I)...};
   const std::tuple makes{made_by(calls)...};

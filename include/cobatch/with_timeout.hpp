@@ -2,13 +2,13 @@
 
 #include <array>
 #include <chrono>
-#include <functional>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
 
 #include <cobatch/batch_options.hpp>
 #include <cobatch/batch_predict.hpp>
+#include <cobatch/detail/call_with_token.hpp>
 #include <cobatch/detail/config.hpp>
 #include <cobatch/detail/stop_token.hpp>
 #include <cobatch/executor.hpp>
@@ -28,13 +28,7 @@ template <class Call>
 class call_as_predict {
  public:
   explicit call_as_predict(Call& call) noexcept : call_(&call) {}
-  decltype(auto) operator()(char, [[maybe_unused]] std::stop_token stop) const {
-    if constexpr (std::is_invocable_v<Call&, std::stop_token>) {
-      return std::invoke(*call_, std::move(stop));
-    } else {
-      return std::invoke(*call_);
-    }
-  }
+  decltype(auto) operator()(char, const std::stop_token& stop) const { return detail::call_with_token(*call_, stop); }
 
  private:
   Call* call_;
