@@ -37,9 +37,12 @@ class Parts:
 
     def __exit__(self, kind, failure, trace):
         signal.alarm(0)
-        for each in self.started:
+        for each in reversed(self.started):
             if each.poll() is None:
-                each.kill()
+                if os.getpgid(each.pid) == each.pid:  # one with a group of its own
+                    os.killpg(each.pid, signal.SIGKILL)
+                else:
+                    each.kill()
             each.wait()
             if each.stdout:
                 each.stdout.close()
@@ -57,8 +60,9 @@ class Parts:
             raise AssertionError(what)
 
     def start(self, command, **how):
+        how.setdefault("stdin", subprocess.DEVNULL)
         with open(self.path("stderr"), "a") as log:
-            part = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, text=True, **how)
+            part = subprocess.Popen(command, stderr=log, text=True, **how)
         self.started.append(part)
         return part
 

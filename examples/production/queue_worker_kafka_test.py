@@ -10,52 +10,31 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
+
+sys.dont_write_bytecode = True
+from parts import Parts
 
 worker_program, client_program = sys.argv[1:3]
-log = tempfile.TemporaryFile("w+")
-started = []
-checks = 0
-
-
-def check(what, right):
-    global checks
-    checks += 1
-    if not right:
-        raise AssertionError(what)
-
-
-def give_up(number, frame):
-    raise TimeoutError("nothing happened for too long" if number == signal.SIGALRM else "stopped")
-
-
-def start(command, **how):
-    process = subprocess.Popen(command, stderr=log, stdout=subprocess.PIPE, text=True, **how)
-    started.append(process)
-    return process
 
 
 def start_worker():
     # A worker that is killed is missed after the session timeout, and its partitions go to the others.
-    worker = start([worker_program, "--brokers", brokers, "--session-timeout-ms", "6000", "--cost-us", "10000",
-                    "--max-concurrency", "16"], stdin=subprocess.DEVNULL)
-    check("a worker gets partitions", worker.stdout.readline().startswith("consuming"))
+    worker = parts.start([worker_program, "--brokers", brokers, "--session-timeout-ms", "6000", "--cost-us", "10000",
+                          "--max-concurrency", "16"], stdout=subprocess.PIPE)
+    parts.check("a worker gets partitions", worker.stdout.readline().startswith("consuming"))
     return worker
 
 
 def drain(worker):
     worker.send_signal(signal.SIGTERM)
     output, _ = worker.communicate()
-    check("a worker that is told to end does so well", worker.returncode == 0)
+    parts.check("a worker that is told to end does so well", worker.returncode == 0)
     print("  a worker", output.splitlines()[-1], flush=True)
 
 
-signal.signal(signal.SIGALRM, give_up)
-signal.signal(signal.SIGTERM, give_up)
-signal.alarm(240)
-try:
-    client = start([client_program, "--mock-brokers", "3", "--messages", "4000", "--poison", "5", "--progress", "500"],
-                   stdin=subprocess.PIPE)
+with Parts(240) as parts:
+    client = parts.start([client_program, "--mock-brokers", "3", "--messages", "4000", "--poison", "5", "--progress", "500"],
+                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     brokers = client.stdout.readline().split()[1]
     workers = [start_worker() for _ in range(3)]
     client.stdin.write("\n")
@@ -78,27 +57,17 @@ try:
     drain(workers[1])
     line = wait_for("^4005 sent")
     print(line, end="", flush=True)
-    check("nothing is missing or wrong", " 0 missing" in line and " 0 wrong" in line)
+    parts.check("nothing is missing or wrong", " 0 missing" in line and " 0 wrong" in line)
     reasons = "".join(letters)
     for number, fault in [(4000, "JSON: wrong at byte 2"), (4001, "the image: an array of 64 numbers was expected"),
                           (4002, "the image: an array of 64 numbers was expected"),
                           (4003, "JSON: nested deeper than 16"), (4004, "99 is not a whole number within 0 to 16")]:
-        check(f"the dead letter {number} names its fault", re.search(rf"dead letter {number}: .*{fault}", reasons))
+        parts.check(f"the dead letter {number} names its fault", re.search(rf"dead letter {number}: .*{fault}", reasons))
     line = client.stdout.readline()
     print(line, end="", flush=True)
-    check("all is committed", line == "committed 4005 of 4005\n")
+    parts.check("all is committed", line == "committed 4005 of 4005\n")
     for each in workers[2:]:
         drain(each)
     client.communicate()  # closes its standard input: it ends
-    check("the client ends well", client.returncode == 0)
-    print(f"{checks} checks passed")
-except BaseException as why:
-    log.seek(0)
-    sys.stderr.write(log.read()[-5000:])
-    sys.exit(f"FAILED: {why!r}")
-finally:
-    signal.alarm(0)
-    for each in reversed(started):
-        if each.poll() is None:
-            each.kill()
-            each.wait()
+    parts.check("the client ends well", client.returncode == 0)
+    print(f"{parts.checks} checks passed")

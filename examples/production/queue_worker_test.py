@@ -14,26 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+
+sys.dont_write_bytecode = True
+from parts import Parts
 
 worker_program, client_program = sys.argv[1:3]
 mode = sys.argv[3] if len(sys.argv) > 3 else ""
-folder = tempfile.mkdtemp(prefix="queue_worker_test.")
-log = open(os.path.join(folder, "stderr"), "w+")
-started = []
-checks = 0
-
-
-def check(what, right):
-    global checks
-    checks += 1
-    if not right:
-        raise AssertionError(what)
-
-
-def give_up(number, frame):
-    raise TimeoutError("nothing happened for too long" if number == signal.SIGALRM else "stopped")
 
 
 def free_ports(count):
@@ -44,12 +31,6 @@ def free_ports(count):
     return ports
 
 
-def start(command, **how):
-    process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, text=True, **how)
-    started.append(process)
-    return process
-
-
 class Broker:
     """Kept by its folder: killed and started again, it has all its durable queues."""
 
@@ -57,19 +38,17 @@ class Broker:
         for _ in range(3):  # a port that was free a moment ago may be taken
             self.port, self.distribution_port, self.epmd_port = free_ports(3)
             # Erlang would start epmd by itself, and leave it running.
-            start(["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"])
+            parts.start(["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"])
             if self.start():
                 return
         raise RuntimeError("rabbitmq-server does not start")
 
     def start(self):
-        def at(name):
-            return os.path.join(folder, name)
-
+        at = parts.path
         with open(at("plugins"), "w") as file:
             file.write("[].\n")
         environment = {
-            **os.environ, "HOME": folder,
+            **os.environ, "HOME": parts.folder,
             "RABBITMQ_NODENAME": "cobatch@localhost", "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port), "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(self.epmd_port),
@@ -82,7 +61,8 @@ class Broker:
         program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
         if not os.path.exists(program):
             program = shutil.which("rabbitmq-server")
-        self.process = start([program], env=environment, stdout=log, start_new_session=True, cwd=folder)
+        with open(at("stderr"), "a") as log:
+            self.process = parts.start([program], env=environment, stdout=log, start_new_session=True, cwd=parts.folder)
         while self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
@@ -108,7 +88,7 @@ class Worker:
         arguments = ["--port", str(broker.port), "--heartbeat-s", "60"]
         for name, value in settings.items():
             arguments += ["--" + name.replace("_", "-"), str(value)]
-        self.process = start([worker_program, *arguments], stdout=subprocess.PIPE)
+        self.process = parts.start([worker_program, *arguments], stdout=subprocess.PIPE)
         if not self.process.stdout.readline().startswith("consuming"):
             raise AssertionError("a worker consumes")
 
@@ -116,7 +96,7 @@ class Worker:
         """What it says of itself at its end, by the word that follows each number."""
         self.process.send_signal(signal.SIGTERM)
         output, _ = self.process.communicate()
-        check("a worker that is told to end does so well", self.process.returncode == 0)
+        parts.check("a worker that is told to end does so well", self.process.returncode == 0)
         last = output.splitlines()[-1]
         names = ["answered", "unroutable", "dead", "redelivered", "left"]
         return dict(zip(names, map(int, re.findall(r"\d+", last))))
@@ -127,17 +107,17 @@ class Client:
         arguments = ["--port", str(broker.port), "--heartbeat-s", "60"]
         for name, value in settings.items():
             arguments += ["--" + name.replace("_", "-"), str(value)]
-        self.process = start([client_program, *arguments], stdout=subprocess.PIPE)
+        self.process = parts.start([client_program, *arguments], stdout=subprocess.PIPE)
 
     def wait_for_progress(self):
-        check("some are answered", self.process.stdout.readline().endswith("settled\n"))
+        parts.check("some are answered", self.process.stdout.readline().endswith("settled\n"))
 
     def end(self, title=None):
         output, _ = self.process.communicate()
         lines = output.splitlines()
         if title:
             print(f"{title}: {lines[-1] if lines else 'nothing'}", flush=True)
-        check(f"nothing is missing or wrong: {lines[-1:]}", self.process.returncode == 0)
+        parts.check(f"nothing is missing or wrong: {lines[-1:]}", self.process.returncode == 0)
         names = ["sent", "again", "missing", "duplicates", "dead", "wrong"]
         self.said = dict(zip(names, map(int, re.findall(r"\d+", lines[-1]))))
         self.lines = lines
@@ -151,46 +131,46 @@ def test():
     client = Client(messages=2000, poison=5)
     said = client.end("three workers")
     reasons = "\n".join(sorted(line for line in client.lines if line.startswith("dead letter")))
-    check("2000 are answered, 5 are dead letters", said["sent"] == 2005 and said["missing"] == 0 and said["dead"] == 5)
+    parts.check("2000 are answered, 5 are dead letters", said["sent"] == 2005 and said["missing"] == 0 and said["dead"] == 5)
     for number, fault in [(2000, "JSON: wrong at byte 2"), (2001, "the image: an array of 64 numbers was expected"),
                           (2002, "the image: an array of 64 numbers was expected"),
                           (2003, "JSON: nested deeper than 16"), (2004, "99 is not a whole number within 0 to 16")]:
-        check(f"the dead letter {number} names its fault", re.search(rf"dead letter {number}: .*{fault}", reasons))
+        parts.check(f"the dead letter {number} names its fault", re.search(rf"dead letter {number}: .*{fault}", reasons))
 
     # ---- A worker is killed ----
     client = Client(messages=2000, progress=500)
     client.wait_for_progress()
     workers[0].process.kill()
-    check("none is lost with a worker that is killed", client.end("a worker killed")["missing"] == 0)
+    parts.check("none is lost with a worker that is killed", client.end("a worker killed")["missing"] == 0)
 
     # ---- The broker is killed ----
     client = Client(messages=2000, progress=500)
     client.wait_for_progress()
     broker.kill()
     broker.restart()
-    check("none is lost with a broker that is killed", client.end("the broker killed")["missing"] == 0)
+    parts.check("none is lost with a broker that is killed", client.end("the broker killed")["missing"] == 0)
     counts = [each.drain() for each in workers[1:]]
-    check("both others worked", all(each["answered"] > 0 for each in counts))
+    parts.check("both others worked", all(each["answered"] > 0 for each in counts))
 
     # ---- SIGTERM in the middle: what was taken is answered, and acknowledged ----
     first = Worker(cost_us=50000, max_concurrency=32)
     client = Client(messages=500, progress=50)
     client.wait_for_progress()
     left = first.drain()
-    check("nothing is left undone", left["answered"] >= 50 and left["left"] == 0)
+    parts.check("nothing is left undone", left["answered"] >= 50 and left["left"] == 0)
     second = Worker(max_concurrency=32)
     said = client.end("a worker drained")
     # The two prove it: a message that was not acknowledged would be marked as redelivered, or answered twice.
     counts = second.drain()
-    check("each was given to one worker only", counts["redelivered"] == 0 and said["duplicates"] == 0)
-    check("and answered by it", left["answered"] + counts["answered"] == 500)
+    parts.check("each was given to one worker only", counts["redelivered"] == 0 and said["duplicates"] == 0)
+    parts.check("and answered by it", left["answered"] + counts["answered"] == 500)
 
     # ---- Nobody waits for the answer ----
     third = Worker(max_concurrency=1)
     Client(messages=10, send_only=1, reply_queue="nobody").end()
     Client(messages=1).end()  # behind the ten in the queue
     counts = third.drain()
-    check("answers without a queue are counted", counts["unroutable"] == 10 and counts["answered"] == 11)
+    parts.check("answers without a queue are counted", counts["unroutable"] == 10 and counts["answered"] == 11)
 
     # ---- The broker is gone when it is told to end ----
     fourth = Worker(max_concurrency=1)
@@ -204,7 +184,7 @@ def long_run():
     client.wait_for_progress()
     workers[0].process.kill()
     said = client.end("20,000 messages, three workers, one killed")
-    check("none is lost", said["missing"] == 0)
+    parts.check("none is lost", said["missing"] == 0)
     for each in workers[1:]:
         print("  a worker:", each.drain(), flush=True)
 
@@ -218,10 +198,7 @@ def by_hand():
     worker.drain()
 
 
-signal.signal(signal.SIGALRM, give_up)
-signal.signal(signal.SIGTERM, give_up)
-signal.alarm(1800 if mode == "--long" else 240)
-try:
+with Parts(1800 if mode == "--long" else 240) as parts:
     broker = Broker()
     if mode == "--long":
         long_run()
@@ -230,19 +207,4 @@ try:
         if mode == "--demo":
             broker.restart()
             by_hand()
-    print(f"{checks} checks passed")
-except BaseException as why:
-    log.flush()
-    with open(log.name) as file:
-        sys.stderr.write(file.read()[-5000:])
-    sys.exit(f"FAILED: {why!r}")
-finally:
-    signal.alarm(0)
-    for each in reversed(started):
-        if each.poll() is None:
-            if os.getpgid(each.pid) == each.pid:  # the broker has a group of its own
-                os.killpg(each.pid, signal.SIGKILL)
-            else:
-                each.kill()
-            each.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{parts.checks} checks passed")
